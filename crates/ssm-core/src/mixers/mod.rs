@@ -1,0 +1,163 @@
+//! Sequence mixers behind one trait, and the registry that names them in a configuration.
+//!
+//! A new mixer is a file here and one line in [`mixers!`]; the laws of `tests/mixer_laws.rs` then
+//! run on it. May import `ops`, `init` and Burn; never `nn`, never another mixer.
+
+mod mamba;
+
+use burn::{
+    module::Module,
+    tensor::{Bool, Tensor},
+};
+use serde::{Deserialize, Serialize};
+
+pub use self::mamba::{Mamba, MambaConfig, MambaState};
+use crate::init::Init;
+
+/// A layer that lets the steps of a sequence see each other.
+pub trait Mixer: Module {
+    /// What a recurrent step carries; an empty enum for mixers that are not causal, so that a step
+    /// without a state cannot be written.
+    type State;
+
+    /// Mixes whole sequences from an empty past: `[batch, seq_len, d_model]`, same shape out.
+    fn forward(&self, x: Tensor<3>) -> Tensor<3>;
+
+    /// The state before the first step.
+    ///
+    /// # Errors
+    /// [`MixerError::NotCausal`] if the mixer has no recurrent form.
+    fn init_state(&self, batch: usize) -> Result<Self::State, MixerError>;
+
+    /// As [`Mixer::forward`], but continues from `state` and leaves the state after the last step
+    /// in it. Where `resets` (`[batch, seq_len]`) is set, a packed sequence begins.
+    fn prefill(
+        &self,
+        x: Tensor<3>,
+        resets: Option<Tensor<2, Bool>>,
+        state: &mut Self::State,
+    ) -> Tensor<3>;
+
+    /// One step in O(1): `[batch, d_model]`, same shape out.
+    fn step(&self, x: Tensor<2>, state: &mut Self::State) -> Tensor<2> {
+        self.prefill(x.unsqueeze_dim(1), None, state).squeeze_dim(1)
+    }
+
+    /// Multiplies the output projection by `factor`; deep residual stacks start with `1/sqrt(n_layer)`.
+    fn scale_output(self, factor: f64) -> Self;
+}
+
+/// Why a mixer could not be built or stepped.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MixerError {
+    /// A step was asked of a mixer that sees the whole sequence.
+    #[error("mixer `{mixer}` is not causal, so it has no recurrent step")]
+    NotCausal {
+        /// Name in the configuration.
+        mixer: &'static str,
+    },
+    /// A configuration value out of its range.
+    #[error("`{field}` is {got}, expected {expected}")]
+    Config {
+        /// Name of the field.
+        field: &'static str,
+        /// Value in the configuration.
+        got: String,
+        /// Range or set of valid values.
+        expected: String,
+    },
+}
+
+/// Fails unless `ok`.
+pub(crate) fn require(
+    ok: bool,
+    field: &'static str,
+    got: impl ToString,
+    expected: &str,
+) -> Result<(), MixerError> {
+    if ok {
+        return Ok(());
+    }
+    Err(MixerError::Config { field, got: got.to_string(), expected: expected.to_owned() })
+}
+
+/// Declares every mixer once: its configuration, its module and its state.
+macro_rules! mixers {
+    ($($(#[$doc:meta])* $name:ident($config:ident, $state:ident),)+) => {
+        /// The configuration of a mixer, tagged by its name: `[model.mixer.mamba]`.
+        #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+        #[serde(rename_all = "snake_case")]
+        pub enum MixerConfig {
+            $($(#[$doc])* $name($config),)+
+        }
+
+        /// Any registered mixer.
+        #[derive(Module, Debug)]
+        pub enum AnyMixer {
+            $($(#[$doc])* $name($name),)+
+        }
+
+        /// The state of any registered mixer.
+        #[derive(Clone, Debug)]
+        pub enum MixerState {
+            $($(#[$doc])* $name($state),)+
+        }
+
+        impl MixerConfig {
+            /// One default configuration of every registered mixer, in registry order.
+            pub fn all() -> Vec<Self> {
+                vec![$(Self::$name($config::default()),)+]
+            }
+
+            /// Checks the values against `d_model`.
+            ///
+            /// # Errors
+            /// The first field out of its range.
+            pub fn validate(&self, d_model: usize) -> Result<(), MixerError> {
+                match self { $(Self::$name(config) => config.validate(d_model),)+ }
+            }
+
+            /// A mixer with freshly drawn parameters.
+            pub fn init(&self, d_model: usize, init: &mut Init) -> AnyMixer {
+                match self { $(Self::$name(config) => AnyMixer::$name(config.init(d_model, init)),)+ }
+            }
+        }
+
+        impl Mixer for AnyMixer {
+            type State = MixerState;
+
+            fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+                match self { $(Self::$name(mixer) => mixer.forward(x),)+ }
+            }
+
+            fn init_state(&self, batch: usize) -> Result<MixerState, MixerError> {
+                match self { $(Self::$name(mixer) => mixer.init_state(batch).map(MixerState::$name),)+ }
+            }
+
+            fn prefill(
+                &self,
+                x: Tensor<3>,
+                resets: Option<Tensor<2, Bool>>,
+                state: &mut MixerState,
+            ) -> Tensor<3> {
+                match (self, state) {
+                    $((Self::$name(mixer), MixerState::$name(state)) => {
+                        mixer.prefill(x, resets, state)
+                    })+
+                    #[allow(unreachable_patterns, reason = "reachable from the second mixer on")]
+                    (mixer, state) => panic!("state {state:?} does not belong to mixer {mixer:?}"),
+                }
+            }
+
+            fn scale_output(self, factor: f64) -> Self {
+                match self { $(Self::$name(mixer) => Self::$name(mixer.scale_output(factor)),)+ }
+            }
+        }
+    };
+}
+
+mixers! {
+    /// Selective SSM (S6). Gu & Dao 2023, arXiv:2312.00752.
+    Mamba(MambaConfig, MambaState),
+}

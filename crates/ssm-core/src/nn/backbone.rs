@@ -1,0 +1,97 @@
+//! A stack of blocks with a final norm: the body of every model that mixes one sequence.
+
+use burn::{
+    module::Module,
+    nn::{RmsNorm, RmsNormConfig},
+    tensor::{Bool, Tensor},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Block, BlockConfig, MlpConfig, block::NORM_EPSILON};
+use crate::{
+    init::Init,
+    mixers::{MixerConfig, MixerError, MixerState},
+};
+
+/// Sizes of a [`Backbone`].
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct BackboneConfig {
+    /// Residual width, at least 1.
+    pub d_model: usize,
+    /// Number of blocks, at least 1.
+    pub n_layer: usize,
+    /// The mixer of every block.
+    pub mixer: MixerConfig,
+    /// The feed-forward part of every block, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlp: Option<MlpConfig>,
+}
+
+impl BackboneConfig {
+    /// A stack with freshly drawn parameters; output projections start divided by the square root
+    /// of the number of residual additions (`_init_weights`, state-spaces/mamba@e9594ce).
+    pub fn init(&self, init: &mut Init) -> Backbone {
+        let block = BlockConfig { mixer: self.mixer.clone(), mlp: self.mlp.clone() };
+        let additions = self.n_layer * if self.mlp.is_some() { 2 } else { 1 };
+        let factor = (additions as f64).powf(-0.5);
+        let layers = (0..self.n_layer)
+            .map(|_| block.init(self.d_model, init).scale_output(factor))
+            .collect();
+        let norm_f =
+            RmsNormConfig::new(self.d_model).with_epsilon(NORM_EPSILON).init(init.device());
+        Backbone { layers, norm_f }
+    }
+}
+
+/// `n_layer` blocks and a final RMSNorm.
+///
+/// # Shapes
+/// `[batch, seq_len, d_model]` in and out.
+#[derive(Module, Debug)]
+pub struct Backbone {
+    layers: Vec<Block>,
+    norm_f: RmsNorm,
+}
+
+/// The states of all blocks.
+#[derive(Clone, Debug)]
+pub struct BackboneState {
+    /// One state a block, from the input side.
+    pub layers: Vec<MixerState>,
+}
+
+impl Backbone {
+    /// Whole sequences from an empty past.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = self.layers.iter().fold(x, |x, block| block.forward(x));
+        self.norm_f.forward(x)
+    }
+
+    /// The states before the first step.
+    ///
+    /// # Errors
+    /// If a mixer is not causal.
+    pub fn init_state(&self, batch: usize) -> Result<BackboneState, MixerError> {
+        let layers = self.layers.iter().map(|block| block.init_state(batch));
+        Ok(BackboneState { layers: layers.collect::<Result<_, _>>()? })
+    }
+
+    /// Continues from `state` and leaves the states after the last step in it. Where `resets`
+    /// (`[batch, seq_len]`) is set, a packed sequence begins.
+    pub fn prefill(
+        &self,
+        x: Tensor<3>,
+        resets: Option<Tensor<2, Bool>>,
+        state: &mut BackboneState,
+    ) -> Tensor<3> {
+        let layers = self.layers.iter().zip(&mut state.layers);
+        let x = layers.fold(x, |x, (block, state)| block.prefill(x, resets.clone(), state));
+        self.norm_f.forward(x)
+    }
+
+    /// One step in O(1): `[batch, d_model]` in and out.
+    pub fn step(&self, x: Tensor<2>, state: &mut BackboneState) -> Tensor<2> {
+        self.prefill(x.unsqueeze_dim(1), None, state).squeeze_dim(1)
+    }
+}

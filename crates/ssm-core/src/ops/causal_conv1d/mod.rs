@@ -1,0 +1,165 @@
+//! Depthwise causal convolution, the short filter in front of the selective scan.
+//!
+//! Gu & Dao 2023, arXiv:2312.00752, figure 3; `causal_conv1d_fn`, Dao-AILab/causal-conv1d. Rooms and
+//! rules are those of [`selective_scan`](super::selective_scan).
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use ssm_core::ops::causal_conv1d::{ConvArgs, causal_conv1d};
+//!
+//! let device = Device::flex();
+//! let x = Tensor::<3>::ones([2, 5, 4], &device);
+//! let weight = Tensor::<2>::ones([4, 3], &device);
+//! assert_eq!(causal_conv1d(ConvArgs::new(x, weight).with_silu()).dims(), [2, 5, 4]);
+//! ```
+
+mod autodiff;
+mod cpu;
+pub mod extension;
+pub mod host;
+pub mod reference;
+mod simd;
+
+use burn::{
+    backend::Dispatch,
+    tensor::{Bool, Tensor},
+};
+
+use self::{
+    extension::{CausalConv1dOps, ConvPrimitives},
+    host::ConvDims,
+};
+use crate::ops::primitive::{check_shape, maybe};
+
+/// The arguments of [`causal_conv1d`].
+#[derive(Clone, Debug)]
+pub struct ConvArgs {
+    /// Input, `[batch, seq_len, channels]`.
+    pub x: Tensor<3>,
+    /// One filter a channel, the last tap on the current step, `[channels, d_conv]`.
+    pub weight: Tensor<2>,
+    /// `[channels]`
+    pub bias: Option<Tensor<1>>,
+    /// Whether the output passes through SiLU.
+    pub silu: bool,
+    /// The `d_conv - 1` inputs before the first step, oldest first; zero if absent,
+    /// `[batch, d_conv - 1, channels]`.
+    pub initial_state: Option<Tensor<3>>,
+    /// First steps of packed sequences: they and what follows do not see earlier steps,
+    /// `[batch, seq_len]`.
+    pub resets: Option<Tensor<2, Bool>>,
+}
+
+impl ConvArgs {
+    /// A convolution without bias, activation, history and resets.
+    pub fn new(x: Tensor<3>, weight: Tensor<2>) -> Self {
+        Self { x, weight, bias: None, silu: false, initial_state: None, resets: None }
+    }
+
+    /// Passes the output through SiLU.
+    pub fn with_silu(mut self) -> Self {
+        self.silu = true;
+        self
+    }
+
+    /// Sizes, after every shape has been checked against them.
+    ///
+    /// # Panics
+    /// If a shape disagrees; the message names the argument and the axis.
+    pub fn dims(&self) -> ConvDims {
+        const OP: &str = "causal_conv1d";
+        let [batch, seq_len, channels] = self.x.dims();
+        let [_, d_conv] = self.weight.dims();
+        for (axis, size) in
+            [("batch", batch), ("seq_len", seq_len), ("channels", channels), ("d_conv", d_conv)]
+        {
+            assert!(size > 0, "{OP}: `{axis}` is 0, expected at least 1");
+        }
+        let weight = [("channels", channels), ("d_conv", d_conv)];
+        check_shape(OP, "weight", self.weight.dims(), weight);
+        if let Some(bias) = &self.bias {
+            check_shape(OP, "bias", bias.dims(), [("channels", channels)]);
+        }
+        if let Some(initial) = &self.initial_state {
+            let axes = [("batch", batch), ("d_conv - 1", d_conv - 1), ("channels", channels)];
+            check_shape(OP, "initial_state", initial.dims(), axes);
+        }
+        if let Some(resets) = &self.resets {
+            let axes = [("batch", batch), ("seq_len", seq_len)];
+            check_shape(OP, "resets", resets.dims(), axes);
+        }
+        ConvDims { batch, seq_len, channels, d_conv }
+    }
+}
+
+/// Depthwise causal convolution: every channel has its own filter over its own past.
+///
+/// `y_t = act(bias + sum_k weight_k x_{t - (d_conv - 1) + k})` with `act` the identity or SiLU.
+///
+/// # Shapes
+/// Those of [`ConvArgs`]; the output is `[batch, seq_len, channels]`.
+///
+/// # Numerics
+/// Sums in f32 for every input dtype. On the CPU, results are bit-equal for any number of threads.
+///
+/// # Gradients
+/// Every float input, `initial_state` included. First order only.
+///
+/// # Panics
+/// If a shape disagrees with the list above.
+///
+/// # Source
+/// `causal_conv1d_ref`, Dao-AILab/causal-conv1d.
+pub fn causal_conv1d(args: ConvArgs) -> Tensor<3> {
+    args.dims();
+    let input = ConvPrimitives {
+        x: args.x.into_dispatch(),
+        weight: args.weight.into_dispatch(),
+        bias: maybe(args.bias),
+        initial_state: maybe(args.initial_state),
+        resets: maybe(args.resets.map(|resets| resets.float())),
+    };
+    Tensor::from_dispatch(<Dispatch as CausalConv1dOps>::causal_conv1d_fwd(input, args.silu))
+}
+
+/// The history after the last step: what the next call takes as `initial_state`.
+///
+/// `x` and `initial_state` are those of [`ConvArgs`]; steps before the last reset read as zero.
+/// Differentiable.
+pub fn final_state(
+    x: Tensor<3>,
+    initial_state: Option<Tensor<3>>,
+    resets: Option<Tensor<2, Bool>>,
+    d_conv: usize,
+) -> Tensor<3> {
+    let before = d_conv - 1;
+    let [batch, seq_len, _] = x.dims();
+    let mut state = with_history(x, initial_state, before).narrow(1, seq_len, before);
+    if let Some(resets) = resets {
+        let keep = resets.bool_not().float(); // [batch, seq_len]
+        let mut visible = Tensor::<2>::ones([batch, 1], &keep.device());
+        let mut rows = Vec::with_capacity(before);
+        for back in 0..before {
+            rows.push(
+                state.clone().narrow(1, before - 1 - back, 1) * visible.clone().unsqueeze_dim(2),
+            );
+            if back < seq_len {
+                visible = visible * keep.clone().narrow(1, seq_len - 1 - back, 1);
+            }
+        }
+        rows.reverse();
+        state = if rows.is_empty() { state } else { Tensor::cat(rows, 1) };
+    }
+    state
+}
+
+/// `x` with `before` earlier steps in front, zeros if there is no history.
+fn with_history(x: Tensor<3>, initial_state: Option<Tensor<3>>, before: usize) -> Tensor<3> {
+    let [batch, _, channels] = x.dims();
+    if before == 0 {
+        return x;
+    }
+    let history = initial_state
+        .unwrap_or_else(|| Tensor::zeros([batch, before, channels], (&x.device(), x.dtype())));
+    Tensor::cat(vec![history, x], 1)
+}

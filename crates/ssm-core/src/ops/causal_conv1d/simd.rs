@@ -1,0 +1,278 @@
+//! The CPU path: vectors over channels, threads over (batch, block of channels).
+//!
+//! A block walks its sequence in order and writes only its own channels; gradients of the filter are
+//! summed per batch entry and then over the batch in order, so results do not depend on threads.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::host::{ConvDims, ConvGrads, ConvSlices, Source};
+use crate::ops::{
+    disjoint::Disjoint,
+    simd::{Lanes, sum_outer},
+};
+
+/// SIMD registers of channels in a block.
+const BLOCK_VECTORS: usize = 4;
+
+/// `[batch, seq_len, channels]`
+pub(crate) fn forward(dims: ConvDims, x: &ConvSlices<'_, f32>) -> Vec<f32> {
+    let mut y = vec![0.0; x.x.len()];
+    let out = Disjoint::new(&mut y);
+    Arch::new().dispatch(EachBlock { dims, x, kernel: Kernel::Forward(&out) });
+    y
+}
+
+/// Gradients of `sum(y * grad_y)`.
+pub(crate) fn backward(dims: ConvDims, x: &ConvSlices<'_, f32>, grad_y: &[f32]) -> ConvGrads<f32> {
+    let ConvDims { batch, channels, d_conv, .. } = dims;
+    let mut grads = ConvGrads {
+        x: vec![0.0; x.x.len()],
+        weight: vec![0.0; batch * channels * d_conv],
+        bias: vec![0.0; x.bias.map_or(0, |_| batch * channels)],
+        initial_state: vec![0.0; x.initial_state.map_or(0, <[f32]>::len)],
+    };
+    let out = BackwardOut {
+        grad_y,
+        x: Disjoint::new(&mut grads.x),
+        weight: Disjoint::new(&mut grads.weight),
+        bias: Disjoint::new(&mut grads.bias),
+        initial_state: Disjoint::new(&mut grads.initial_state),
+    };
+    Arch::new().dispatch(EachBlock { dims, x, kernel: Kernel::Backward(&out) });
+    grads.weight = sum_outer(grads.weight, batch);
+    grads.bias = sum_outer(grads.bias, batch);
+    grads
+}
+
+struct BackwardOut<'a> {
+    grad_y: &'a [f32],
+    x: Disjoint<'a>,
+    /// `[batch, channels, d_conv]`
+    weight: Disjoint<'a>,
+    /// `[batch, channels]`
+    bias: Disjoint<'a>,
+    initial_state: Disjoint<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Kernel<'a> {
+    Forward(&'a Disjoint<'a>),
+    Backward(&'a BackwardOut<'a>),
+}
+
+/// Channels `start..start + width` of one batch entry.
+#[derive(Clone, Copy)]
+struct Block {
+    batch: usize,
+    start: usize,
+    width: usize,
+}
+
+struct EachBlock<'a> {
+    dims: ConvDims,
+    x: &'a ConvSlices<'a, f32>,
+    kernel: Kernel<'a>,
+}
+
+impl WithSimd for EachBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { dims, x, kernel } = self;
+        let width = S::F32_LANES * BLOCK_VECTORS;
+        let per_batch = dims.channels.div_ceil(width);
+        (0..dims.batch * per_batch).into_par_iter().for_each(|unit| {
+            let start = unit % per_batch * width;
+            let width = width.min(dims.channels - start);
+            let block = Block { batch: unit / per_batch, start, width };
+            simd.vectorize(OneBlock { dims, x, block, kernel });
+        });
+    }
+}
+
+/// One block's part. A struct and not a closure: a closure is called through a shim that is compiled
+/// without the vector instructions, and nothing would be inlined into it.
+struct OneBlock<'a> {
+    dims: ConvDims,
+    x: &'a ConvSlices<'a, f32>,
+    block: Block,
+    kernel: Kernel<'a>,
+}
+
+impl WithSimd for OneBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { dims, x, block, kernel } = self;
+        let m = Lanes { simd };
+        match kernel {
+            Kernel::Forward(out) => forward_block(m, dims, x, block, out),
+            Kernel::Backward(out) => backward_block(m, dims, x, block, out),
+        }
+    }
+}
+
+type Row<S> = [<S as Simd>::f32s; BLOCK_VECTORS];
+
+#[inline(always)]
+fn load<S: Simd>(m: Lanes<S>, values: &[f32]) -> Row<S> {
+    let mut row = [m.splat(0.0); BLOCK_VECTORS];
+    for (row, lanes) in row.iter_mut().zip(values.chunks(S::F32_LANES)) {
+        *row = m.simd.partial_load_f32s(lanes);
+    }
+    row
+}
+
+#[inline(always)]
+fn store<S: Simd>(m: Lanes<S>, row: &Row<S>, to: &mut [f32]) {
+    for (row, lanes) in row.iter().zip(to.chunks_mut(S::F32_LANES)) {
+        m.simd.partial_store_f32s(lanes, *row);
+    }
+}
+
+/// Tap `k` of every channel of the block.
+#[inline(always)]
+fn taps<S: Simd>(m: Lanes<S>, dims: ConvDims, weight: &[f32], block: Block) -> Vec<Row<S>> {
+    let mut values = vec![0.0; block.width];
+    (0..dims.d_conv)
+        .map(|k| {
+            for (channel, value) in values.iter_mut().enumerate() {
+                *value = weight[(block.start + channel) * dims.d_conv + k];
+            }
+            load(m, &values)
+        })
+        .collect()
+}
+
+/// The rows that each tap reads at step `t`, newest first; `None` where the past is hidden.
+#[inline(always)]
+fn source<'a>(
+    dims: ConvDims,
+    x: &ConvSlices<'a, f32>,
+    block: Block,
+    t: usize,
+    lag: usize,
+) -> Option<&'a [f32]> {
+    let row = match dims.source(x, block.batch, t, lag)? {
+        Source::Input(row) => &x.x[row..],
+        Source::Initial(row) => &x.initial_state?[row..],
+    };
+    Some(&row[block.start..][..block.width])
+}
+
+/// Sum of the taps at step `t`, before the activation.
+#[inline(always)]
+fn convolve<S: Simd>(
+    m: Lanes<S>,
+    dims: ConvDims,
+    x: &ConvSlices<'_, f32>,
+    block: Block,
+    t: usize,
+    taps: &[Row<S>],
+    bias: &Row<S>,
+) -> Row<S> {
+    let mut sum = *bias;
+    for (lag, tap) in taps.iter().rev().enumerate() {
+        let Some(row) = source(dims, x, block, t, lag) else { continue };
+        let row = load(m, row);
+        for j in 0..BLOCK_VECTORS {
+            sum[j] = m.fma(tap[j], row[j], sum[j]);
+        }
+    }
+    sum
+}
+
+#[inline(always)]
+fn forward_block<S: Simd>(
+    m: Lanes<S>,
+    dims: ConvDims,
+    x: &ConvSlices<'_, f32>,
+    block: Block,
+    out: &Disjoint<'_>,
+) {
+    let taps = taps(m, dims, x.weight, block);
+    let bias = x.bias.map_or(&[][..], |bias| &bias[block.start..][..block.width]);
+    let bias = load(m, bias);
+    for t in 0..dims.seq_len {
+        let mut y = convolve(m, dims, x, block, t, &taps, &bias);
+        if x.silu {
+            for y in &mut y {
+                *y = m.mul(*y, m.sigmoid(*y));
+            }
+        }
+        let at = (block.batch * dims.seq_len + t) * dims.channels + block.start;
+        // SAFETY: blocks own disjoint channels of a batch entry, rows differ in t.
+        store(m, &y, unsafe { out.slice(at, block.width) });
+    }
+}
+
+#[inline(always)]
+fn backward_block<S: Simd>(
+    m: Lanes<S>,
+    dims: ConvDims,
+    x: &ConvSlices<'_, f32>,
+    block: Block,
+    out: &BackwardOut<'_>,
+) {
+    let ConvDims { seq_len, channels, d_conv, .. } = dims;
+    let zero = [m.splat(0.0); BLOCK_VECTORS];
+    let taps = taps(m, dims, x.weight, block);
+    let bias = x.bias.map_or(&[][..], |bias| &bias[block.start..][..block.width]);
+    let bias = load(m, bias);
+    let mut grad_taps = vec![zero; d_conv];
+    let mut grad_bias = zero;
+    for t in 0..seq_len {
+        let at = (block.batch * seq_len + t) * channels + block.start;
+        let mut grad = load(m, &out.grad_y[at..][..block.width]);
+        if x.silu {
+            let pre = convolve(m, dims, x, block, t, &taps, &bias);
+            for j in 0..BLOCK_VECTORS {
+                let gate = m.sigmoid(pre[j]);
+                // d silu / dx = gate (1 + x (1 - gate))
+                let rest = m.mul(pre[j], m.sub(m.splat(1.0), gate));
+                grad[j] = m.mul(grad[j], m.fma(gate, rest, gate));
+            }
+        }
+        for j in 0..BLOCK_VECTORS {
+            grad_bias[j] = m.add(grad_bias[j], grad[j]);
+        }
+        for lag in 0..d_conv {
+            let Some(place) = dims.source(x, block.batch, t, lag) else { continue };
+            let Some(row) = source(dims, x, block, t, lag) else { continue };
+            let row = load(m, row);
+            // SAFETY: blocks own disjoint channels of a batch entry; this part is gone before the
+            // next one is taken.
+            let to = unsafe {
+                match place {
+                    Source::Input(row) => out.x.slice(row + block.start, block.width),
+                    Source::Initial(row) => out.initial_state.slice(row + block.start, block.width),
+                }
+            };
+            let mut sum = load(m, to);
+            let tap = d_conv - 1 - lag;
+            for j in 0..BLOCK_VECTORS {
+                sum[j] = m.fma(grad[j], taps[tap][j], sum[j]);
+                grad_taps[tap][j] = m.fma(grad[j], row[j], grad_taps[tap][j]);
+            }
+            store(m, &sum, to);
+        }
+    }
+    let channel = block.batch * channels + block.start;
+    // SAFETY: blocks own disjoint channels of a batch entry.
+    unsafe {
+        let to = out.weight.slice(channel * d_conv, block.width * d_conv);
+        let mut values = vec![0.0; block.width];
+        for (k, grad) in grad_taps.iter().enumerate() {
+            store(m, grad, &mut values);
+            for (channel, value) in values.iter().enumerate() {
+                to[channel * d_conv + k] = *value;
+            }
+        }
+        if x.bias.is_some() {
+            store(m, &grad_bias, out.bias.slice(channel, block.width));
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! Operations: the recurrences and convolutions that mixers are made of.
+//!
+//! | op | paper | reference | cpu | backward |
+//! |---|---|---|---|---|
+//! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd.rs` | hand-written, one launch |
+//! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | hand-written, one launch |
+//!
+//! Each op is written three times and proved pairwise: `host` (plain slices, f64), `reference`
+//! (tensors, ordinary autodiff) and the kernel of a device. May import Burn; nothing of this crate.
+
+pub mod causal_conv1d;
+mod disjoint;
+pub mod primitive;
+pub mod selective_scan;
+mod simd;

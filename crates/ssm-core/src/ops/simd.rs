@@ -1,0 +1,230 @@
+//! Vector arithmetic shared by the CPU kernels: exponentials and activations on SIMD registers.
+//!
+//! Written once over [`pulp::Simd`], so that a binary built for plain x86-64 uses AVX2 or AVX-512
+//! where the machine has it. Accuracy is that of f32 (relative error below 2e-7), NaN stays NaN.
+
+use pulp::Simd;
+use rayon::prelude::*;
+
+/// Scalar constants spread over registers, loaded once per kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes<S: Simd> {
+    pub(crate) simd: S,
+}
+
+/// Minimax coefficients of `2^f` on [-1/2, 1/2], constant term 1: `2^0` is exactly 1, so a state
+/// that should not decay does not drift over a million steps.
+const EXP2: [f32; 6] =
+    [0.693_147_2, 0.240_226_47, 0.055_503_29, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
+
+/// Minimax coefficients of `(atanh(s)/s - 1)/s^2` in `s^2` on [0, 1/9].
+const ATANH: [f32; 5] = [0.333_333_34, 0.199_998_48, 0.142_964_06, 0.108_500_21, 0.116_268_91];
+
+/// Adding and subtracting 1.5 * 2^23 rounds to an integer; with the exponent bias of f32 added, the
+/// low bits of the sum are the exponent field of the power of two.
+const ROUND: f32 = 12_582_912.0;
+
+impl<S: Simd> Lanes<S> {
+    #[inline(always)]
+    pub(crate) fn splat(self, value: f32) -> S::f32s {
+        self.simd.splat_f32s(value)
+    }
+
+    /// `a * b + c`, fused where the machine can.
+    #[inline(always)]
+    pub(crate) fn fma(self, a: S::f32s, b: S::f32s, c: S::f32s) -> S::f32s {
+        self.simd.mul_add_e_f32s(a, b, c)
+    }
+
+    #[inline(always)]
+    pub(crate) fn mul(self, a: S::f32s, b: S::f32s) -> S::f32s {
+        self.simd.mul_f32s(a, b)
+    }
+
+    #[inline(always)]
+    pub(crate) fn add(self, a: S::f32s, b: S::f32s) -> S::f32s {
+        self.simd.add_f32s(a, b)
+    }
+
+    #[inline(always)]
+    pub(crate) fn sub(self, a: S::f32s, b: S::f32s) -> S::f32s {
+        self.simd.sub_f32s(a, b)
+    }
+
+    /// `2^x`, clamped to the normal range of f32.
+    #[inline(always)]
+    pub(crate) fn exp2(self, x: S::f32s) -> S::f32s {
+        let simd = self.simd;
+        // A NaN in the second operand survives x86's min and max, in the first it would be lost.
+        let x = simd.max_f32s(self.splat(-126.0), x);
+        let x = simd.min_f32s(self.splat(127.0), x);
+        let biased = self.add(x, self.splat(ROUND + 127.0));
+        let f = self.sub(x, self.sub(biased, self.splat(ROUND + 127.0)));
+        let mut p = self.splat(EXP2[5]);
+        for k in (0..5).rev() {
+            p = self.fma(p, f, self.splat(EXP2[k]));
+        }
+        p = self.fma(p, f, self.splat(1.0));
+        let bits = simd.transmute_u32s_f32s(biased);
+        let power = simd.wrapping_dyn_shl_u32s(bits, simd.splat_u32s(23));
+        self.mul(p, simd.transmute_f32s_u32s(power))
+    }
+
+    /// `e^-|x|`, in (0, 1].
+    #[inline(always)]
+    fn exp_neg_abs(self, x: S::f32s) -> S::f32s {
+        let x = self.simd.abs_f32s(x);
+        // Two steps keep the rounding error of x * log2(e) out of the result.
+        let hi = self.mul(x, self.splat(-std::f32::consts::LOG2_E));
+        let rest = self.fma(x, self.splat(-std::f32::consts::LOG2_E), self.simd.neg_f32s(hi));
+        // log2(e) - f32(log2(e))
+        let low = self.fma(x, self.splat(-1.925_963e-8), rest);
+        let e = self.exp2(hi);
+        self.fma(self.mul(e, self.splat(std::f32::consts::LN_2)), low, e)
+    }
+
+    /// `1 / (1 + e^-x)`.
+    #[inline(always)]
+    pub(crate) fn sigmoid(self, x: S::f32s) -> S::f32s {
+        let e = self.exp_neg_abs(x);
+        let one = self.splat(1.0);
+        let positive = self.simd.greater_than_or_equal_f32s(x, self.splat(0.0));
+        let numerator = self.simd.select_f32s(positive, one, e);
+        self.simd.div_f32s(numerator, self.add(one, e))
+    }
+
+    /// `(softplus(x), sigmoid(x))`: the step size and its derivative share an exponential.
+    #[inline(always)]
+    pub(crate) fn softplus_sigmoid(self, x: S::f32s) -> (S::f32s, S::f32s) {
+        let e = self.exp_neg_abs(x);
+        let one = self.splat(1.0);
+        let zero = self.splat(0.0);
+        let positive = self.simd.greater_than_or_equal_f32s(x, zero);
+        let numerator = self.simd.select_f32s(positive, one, e);
+        let sigmoid = self.simd.div_f32s(numerator, self.add(one, e));
+        // ln(1 + e) = 2 atanh(e / (2 + e)): no cancellation for small e.
+        let s = self.simd.div_f32s(e, self.add(self.splat(2.0), e));
+        let q = self.mul(s, s);
+        let mut p = self.splat(ATANH[4]);
+        for k in (0..4).rev() {
+            p = self.fma(p, q, self.splat(ATANH[k]));
+        }
+        let s2 = self.add(s, s);
+        let log = self.fma(self.mul(s2, q), p, s2);
+        (self.add(self.simd.max_f32s(zero, x), log), sigmoid)
+    }
+}
+
+/// Working memory of one thread, aligned to cache lines so that no register load splits one.
+pub(crate) struct Scratch {
+    buffer: Vec<f32>,
+    first: usize,
+}
+
+impl Scratch {
+    /// Room for `len` values.
+    pub(crate) fn new(len: usize) -> Self {
+        const LINE: usize = 64;
+        let buffer = vec![0.0; len + LINE / size_of::<f32>()];
+        let first = buffer.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+        Self { buffer, first }
+    }
+
+    /// Consecutive parts of the given lengths.
+    ///
+    /// # Panics
+    /// If they need more room than there is.
+    #[inline(always)]
+    pub(crate) fn split<const K: usize>(&mut self, lens: [usize; K]) -> [&mut [f32]; K] {
+        let mut rest = &mut self.buffer[self.first..];
+        lens.map(|len| {
+            let (part, tail) = std::mem::take(&mut rest).split_at_mut(len);
+            rest = tail;
+            part
+        })
+    }
+}
+
+/// Sums a row-major `[outer, inner]` buffer over its first axis, in order.
+pub(crate) fn sum_outer(mut values: Vec<f32>, outer: usize) -> Vec<f32> {
+    const PIECE: usize = 4096;
+    if outer <= 1 || values.is_empty() {
+        return values;
+    }
+    let inner = values.len() / outer;
+    let (sum, rest) = values.split_at_mut(inner);
+    sum.par_chunks_mut(PIECE).enumerate().for_each(|(piece, sum)| {
+        for row in rest.chunks_exact(inner) {
+            for (sum, value) in sum.iter_mut().zip(&row[piece * PIECE..]) {
+                *sum += value;
+            }
+        }
+    });
+    values.truncate(inner);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pulp::{Arch, WithSimd};
+
+    struct Run<'a> {
+        op: usize,
+        x: &'a [f32],
+        out: Vec<f32>,
+    }
+
+    impl WithSimd for Run<'_> {
+        type Output = Vec<f32>;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(mut self, simd: S) -> Vec<f32> {
+            let m = Lanes { simd };
+            for (x, out) in self.x.chunks(S::F32_LANES).zip(self.out.chunks_mut(S::F32_LANES)) {
+                let x = simd.partial_load_f32s(x);
+                let y = match self.op {
+                    0 => m.exp2(x),
+                    1 => m.sigmoid(x),
+                    2 => m.softplus_sigmoid(x).0,
+                    _ => m.softplus_sigmoid(x).1,
+                };
+                simd.partial_store_f32s(out, y);
+            }
+            self.out
+        }
+    }
+
+    fn run(op: usize, x: &[f32]) -> Vec<f32> {
+        Arch::new().dispatch(Run { op, x, out: vec![0.0; x.len()] })
+    }
+
+    #[test]
+    fn activations_are_accurate_to_f32() {
+        let x: Vec<f32> = (-2000..=2000).map(|i| i as f32 * 0.02).collect();
+        let truths: [fn(f64) -> f64; 4] = [
+            f64::exp2,
+            |x| 1.0 / (1.0 + (-x).exp()),
+            |x| if x > 0.0 { x + (-x).exp().ln_1p() } else { x.exp().ln_1p() },
+            |x| 1.0 / (1.0 + (-x).exp()),
+        ];
+        for (op, truth) in truths.into_iter().enumerate() {
+            for (x, y) in x.iter().zip(run(op, &x)) {
+                let truth = truth(f64::from(*x));
+                let error = (f64::from(y) - truth).abs() / truth;
+                assert!(
+                    error < 2.5e-7,
+                    "op {op} at {x}: {y} and {truth}, relative error {error:e}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_is_exact_at_zero_and_keeps_nan() {
+        assert_eq!(run(0, &[0.0, -0.0]), [1.0, 1.0]);
+        for op in 0..4 {
+            assert!(run(op, &[f32::NAN; 17]).iter().all(|y| y.is_nan()), "op {op}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! All tests of the crate in one binary: one suite, any device.
+
+mod causal_conv1d;
+mod mixer_laws;
+mod selective_scan;
+mod support;

@@ -1,0 +1,105 @@
+//! Devices, host-seeded inputs and comparisons shared by the suite.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Every device that this build can run, with a name for messages.
+pub(crate) fn devices() -> Vec<(&'static str, Device)> {
+    let mut devices = Vec::new();
+    #[cfg(feature = "flex")]
+    devices.push(("flex", Device::flex()));
+    #[cfg(feature = "ndarray")]
+    {
+        #[allow(deprecated, reason = "Burn deprecates its ndarray backend, it stays selectable")]
+        devices.push(("ndarray", Device::ndarray()));
+    }
+    devices
+}
+
+/// Draws values on the host, so that every device sees the same.
+pub(crate) struct Draw(ChaCha8Rng);
+
+impl Draw {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+
+    /// Uniform in `[low, high)`; representable in f32, so that f32 and f64 start from equal numbers.
+    pub(crate) fn uniform(&mut self, len: usize, low: f64, high: f64) -> Vec<f64> {
+        let unit = |bits: u64| (bits >> 11) as f64 / (1_u64 << 53) as f64;
+        let rng = &mut self.0;
+        (0..len).map(|_| f64::from((low + (high - low) * unit(rng.next_u64())) as f32)).collect()
+    }
+}
+
+/// A tensor of f32 values.
+pub(crate) fn tensor<const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
+    let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// The values of a tensor in row-major order.
+pub(crate) fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f64> {
+    let data = tensor.clone().into_data().convert::<f64>();
+    data.try_into_vec::<f64>().expect("f64 data")
+}
+
+/// RMS of the difference over RMS of the truth; infinite if any value is not finite.
+pub(crate) fn relative_rms(got: &[f64], truth: &[f64]) -> f64 {
+    assert_eq!(got.len(), truth.len(), "lengths differ");
+    if !got.iter().chain(truth).all(|v| v.is_finite()) {
+        return f64::INFINITY;
+    }
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = square(&mut got.iter().zip(truth).map(|(a, b)| a - b));
+    let scale = square(&mut truth.iter().copied());
+    if difference == 0.0 { 0.0 } else { difference / scale.max(1e-30) }
+}
+
+/// Fails with what, the error, the bound and the worst element.
+pub(crate) fn assert_error(what: &str, got: &[f64], truth: &[f64], bound: f64) {
+    let error = relative_rms(got, truth);
+    // Written so that NaN fails.
+    if !(error <= bound) {
+        let worst = (0..truth.len())
+            .max_by(|a, b| {
+                let gap = |i: usize| {
+                    let gap = (got[i] - truth[i]).abs();
+                    if gap.is_nan() { f64::INFINITY } else { gap }
+                };
+                gap(*a).total_cmp(&gap(*b))
+            })
+            .unwrap_or(0);
+        panic!(
+            "{what}: relative RMS error {error:.3e}, bound {bound:.3e}, worst at {worst}: got {}, \
+             expected {}",
+            got[worst], truth[worst]
+        );
+    }
+}
+
+/// Central differences of `f` at `x`, one coordinate at a time.
+pub(crate) fn finite_difference(x: &[f64], eps: f64, mut f: impl FnMut(&[f64]) -> f64) -> Vec<f64> {
+    let mut x = x.to_vec();
+    (0..x.len())
+        .map(|i| {
+            let at = x[i];
+            x[i] = at + eps;
+            let above = f(&x);
+            x[i] = at - eps;
+            let below = f(&x);
+            x[i] = at;
+            (above - below) / (2.0 * eps)
+        })
+        .collect()
+}
+
+/// Sum of products.
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
