@@ -19,6 +19,11 @@ use ssm_core::{
     },
 };
 
+/// The allocator of the binary: tensors of some megabytes are made and dropped all the time, and the
+/// system's allocator returns each to the kernel and faults it in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Median of `n` timed runs after one that is not timed, in milliseconds.
 fn median_ms(n: usize, mut run: impl FnMut()) -> f64 {
     run();

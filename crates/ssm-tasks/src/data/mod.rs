@@ -1,0 +1,278 @@
+//! Finding and reading data files, for every task.
+//!
+//! A data set names a relative file such as `timeseries/ETTh1.csv`. It is looked for below each
+//! data directory in order (`--data-dir`, then `SSM_DATA`, then `data/`), as named and by its last
+//! part alone, plain or with `.gz`. Nothing is ever downloaded: a missing file is an error that says
+//! what to put where.
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use flate2::read::MultiGzDecoder;
+use sha2::{Digest, Sha256};
+use ssm_train::error::Error;
+
+/// A published data set that a loader of this crate knows by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownSet {
+    /// Name in the papers: `ETTh1`.
+    pub name: &'static str,
+    /// Key of the task that reads it.
+    pub task: &'static str,
+    /// The `[data]` section that selects it, as inline TOML: `ett = { variant = "h1" }`.
+    pub config: &'static str,
+    /// File below a data directory; `.gz` may be added to it.
+    pub file: &'static str,
+    /// Size in words: `17420 rows x 7 variates, hourly`.
+    pub shape: &'static str,
+    /// Licence as stated at the origin.
+    pub licence: &'static str,
+    /// Page to get the file from.
+    pub origin: &'static str,
+    /// SHA-256 of the uncompressed file, where it could be checked.
+    pub sha256: Option<&'static str>,
+}
+
+/// A file in memory.
+#[derive(Clone, Debug)]
+pub struct DataFile {
+    /// Where it was found.
+    pub path: PathBuf,
+    /// Contents, uncompressed.
+    pub bytes: Vec<u8>,
+    /// SHA-256 of the uncompressed contents, in lower-case hexadecimal digits.
+    ///
+    /// It does not depend on whether, and by which tool, the file was compressed.
+    pub sha256: String,
+}
+
+impl DataFile {
+    /// Last part of the path without `.gz`: `ETTh1.csv`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let name = self.path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = name.unwrap_or_default();
+        name.strip_suffix(".gz").unwrap_or(&name).to_owned()
+    }
+
+    /// An error about these contents.
+    #[must_use]
+    pub fn error(&self, message: impl Into<String>, hint: Option<&str>) -> Error {
+        Error::Data {
+            path: self.path.clone(),
+            message: message.into(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+}
+
+/// Finds a published set below `dirs` and reads it; other contents than the published ones are a
+/// warning, not an error.
+///
+/// # Errors
+/// [`Error::Data`] if it is at none of the places, or is no valid gzip file; [`Error::Io`] if it
+/// cannot be read.
+pub fn read_known(set: &KnownSet, dirs: &[PathBuf]) -> Result<DataFile, Error> {
+    let places = places(set.file, dirs);
+    let Some(path) = places.iter().find(|path| path.is_file()) else {
+        let target = dirs.first().map_or_else(|| PathBuf::from("data"), PathBuf::clone);
+        let name = set.file.rsplit('/').next().unwrap_or(set.file);
+        return Err(not_found(
+            set.file,
+            &places,
+            format!(
+                "get `{name}` from {} and put it, plain or as .gz, at `{}`, or name its directory \
+                 by --data-dir or SSM_DATA",
+                set.origin,
+                target.join(set.file).display()
+            ),
+        ));
+    };
+    let file = read(path)?;
+    if let Some(expected) = set.sha256
+        && expected != file.sha256
+    {
+        tracing::warn!(
+            "`{}` is not the published {}: expected SHA-256 {expected}, got {}",
+            path.display(),
+            set.name,
+            file.sha256
+        );
+    }
+    Ok(file)
+}
+
+/// Finds a file that a user named: as it is (absolute, or from the working directory), then below
+/// each of `dirs`.
+///
+/// # Errors
+/// As [`read_known`].
+pub fn read_named(name: &str, dirs: &[PathBuf]) -> Result<DataFile, Error> {
+    let mut candidates = vec![PathBuf::from(name), PathBuf::from(format!("{name}.gz"))];
+    if Path::new(name).is_relative() {
+        candidates.extend(places(name, dirs));
+    }
+    match candidates.iter().find(|path| path.is_file()) {
+        Some(path) => read(path),
+        None => Err(not_found(
+            name,
+            &candidates,
+            "give a path from the working directory, or put the file below a data directory \
+             (--data-dir, SSM_DATA or `data`)"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Reads one file; gzip is recognised by its first two bytes.
+///
+/// # Errors
+/// [`Error::Io`] if it cannot be read, [`Error::Data`] if it is a damaged gzip file.
+pub fn read(path: &Path) -> Result<DataFile, Error> {
+    let stored = fs::read(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        action: "read".to_owned(),
+        source,
+    })?;
+    let bytes = if stored.starts_with(&[0x1f, 0x8b]) {
+        let mut bytes = Vec::new();
+        MultiGzDecoder::new(stored.as_slice()).read_to_end(&mut bytes).map_err(|reason| {
+            Error::Data {
+                path: path.to_owned(),
+                message: format!("not a valid gzip file: {reason}"),
+                hint: Some("get the file again: a download may have been cut off".to_owned()),
+            }
+        })?;
+        bytes
+    } else {
+        stored
+    };
+    let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(DataFile { path: path.to_owned(), bytes, sha256 })
+}
+
+/// Every place where `name` may lie, in order of preference.
+fn places(name: &str, dirs: &[PathBuf]) -> Vec<PathBuf> {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let mut places = Vec::new();
+    for dir in dirs {
+        for name in [name, last] {
+            for place in [dir.join(name), dir.join(format!("{name}.gz"))] {
+                if !places.contains(&place) {
+                    places.push(place);
+                }
+            }
+        }
+    }
+    places
+}
+
+fn not_found(name: &str, places: &[PathBuf], hint: String) -> Error {
+    let places: Vec<String> = places.iter().map(|path| format!("`{}`", path.display())).collect();
+    let searched =
+        if places.is_empty() { "no data directory".to_owned() } else { places.join(", ") };
+    Error::Data {
+        path: PathBuf::from(name),
+        message: format!("data file not found; searched {searched}"),
+        hint: Some(hint),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::{Compression, write::GzEncoder};
+
+    use super::*;
+
+    const SET: KnownSet = KnownSet {
+        name: "Toy",
+        task: "forecasting",
+        config: "toy = {}",
+        file: "timeseries/toy.csv",
+        shape: "1 row",
+        licence: "none",
+        origin: "https://example.org/toy",
+        sha256: None,
+    };
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn put(path: &Path, bytes: &[u8]) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::File::create(path).unwrap().write_all(bytes).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_found_below_either_directory_plain_or_compressed() {
+        for place in ["timeseries/toy.csv", "timeseries/toy.csv.gz", "toy.csv", "toy.csv.gz"] {
+            let dir = tempfile::tempdir().unwrap();
+            let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+            let stored = if place.ends_with(".gz") { gzip(b"a,b\n") } else { b"a,b\n".to_vec() };
+            put(&second.join(place), &stored);
+            let file = read_known(&SET, &[first, second.clone()]).unwrap();
+            assert_eq!(file.bytes, b"a,b\n", "{place}");
+            assert_eq!(file.path, second.join(place));
+            assert_eq!(file.name(), "toy.csv");
+            // SHA-256 of the four bytes, the same for every place.
+            assert_eq!(
+                file.sha256,
+                "5be08c9684a1d25efcee09318204824278b08bbfb4aef973ffefd0b9d7478313"
+            );
+        }
+    }
+
+    #[test]
+    fn the_first_directory_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&dir.path().join("a/toy.csv.gz"), &gzip(b"first"));
+        put(&dir.path().join("b/timeseries/toy.csv"), b"second");
+        let dirs = [dir.path().join("a"), dir.path().join("b")];
+        assert_eq!(read_known(&SET, &dirs).unwrap().bytes, b"first");
+    }
+
+    #[test]
+    fn a_missing_file_says_what_to_put_where() {
+        let error = read_known(&SET, &[PathBuf::from("x"), PathBuf::from("y")]).unwrap_err();
+        assert_eq!(
+            error.report(),
+            "error: `timeseries/toy.csv`: data file not found; searched \
+             `x/timeseries/toy.csv`, `x/timeseries/toy.csv.gz`, `x/toy.csv`, `x/toy.csv.gz`, \
+             `y/timeseries/toy.csv`, `y/timeseries/toy.csv.gz`, `y/toy.csv`, `y/toy.csv.gz`\n\
+             hint: get `toy.csv` from https://example.org/toy and put it, plain or as .gz, at \
+             `x/timeseries/toy.csv`, or name its directory by --data-dir or SSM_DATA"
+        );
+    }
+
+    #[test]
+    fn a_named_file_is_taken_as_it_is_before_the_data_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&dir.path().join("mine.csv"), b"here");
+        let absolute = dir.path().join("mine.csv");
+        assert_eq!(read_named(absolute.to_str().unwrap(), &[]).unwrap().bytes, b"here");
+        assert_eq!(read_named("mine.csv", &[dir.path().to_owned()]).unwrap().bytes, b"here");
+        let error = read_named("mine.csv", &[]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "`mine.csv`: data file not found; searched `mine.csv`, `mine.csv.gz`"
+        );
+    }
+
+    #[test]
+    fn a_damaged_gzip_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("toy.csv.gz");
+        let whole = gzip(&[7; 5000]);
+        put(&path, &whole[..whole.len() - 6]);
+        let error = read(&path).unwrap_err();
+        assert!(error.to_string().contains("not a valid gzip file"), "{error}");
+    }
+}

@@ -1,0 +1,108 @@
+//! Baselines that are scored beside every model: same windows, same scaler, same scores.
+
+use burn::{
+    module::Module,
+    optim::{AdamConfig, GradientsParams},
+    tensor::Tensor,
+};
+use serde::{Deserialize, Serialize};
+use ssm_core::init::Init;
+use ssm_train::{error::Error, task::Split};
+
+use super::{
+    ForecastingTask,
+    model::{DLinear, DLinearConfig},
+    score::Scores,
+    window::{Input, Purpose, permutation},
+};
+
+/// A forecaster to compare with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BaselineKind {
+    /// Repeats the last value of each variate; nothing to train.
+    #[serde(rename = "last_value")]
+    LastValue,
+    /// [`DLinear`] with its published kernel, trained when the run concludes.
+    #[serde(rename = "dlinear")]
+    DLinear,
+}
+
+impl BaselineKind {
+    /// Name in configurations and tables.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::LastValue => "last_value",
+            Self::DLinear => "dlinear",
+        }
+    }
+
+    /// Scores of the baseline on a split, trained first if it has parameters.
+    pub(super) fn score(self, task: &ForecastingTask, split: Split) -> Result<Scores, Error> {
+        match self {
+            Self::LastValue => {
+                let device = task.device().clone().inner();
+                task.score(split, &device, |input| last_value(input, task.windows().pred_len()))
+            }
+            Self::DLinear => {
+                let model = train_dlinear(task)?;
+                task.score(split, &model.device(), |input| model.forward(input))
+            }
+        }
+    }
+}
+
+/// Repeats the last look-back value of every variate `pred_len` times.
+pub(super) fn last_value(input: Input, pred_len: usize) -> Tensor<3> {
+    let [_, _, lookback_len] = input.x.dims();
+    input.x.narrow(2, lookback_len - 1, 1).repeat_dim(2, pred_len)
+}
+
+/// Adam's learning rate in the first two epochs; it halves in every later one.
+const LR: f64 = 1e-3;
+const MAX_EPOCHS: u64 = 20;
+const PATIENCE: u32 = 3;
+
+/// Trains [`DLinear`] on the training windows, the way S-Mamba's protocol trains any model: Adam on
+/// the mean squared error, the batch size of the run, the rate halved per epoch, the weights with
+/// the best validation error kept, at most 20 epochs.
+fn train_dlinear(task: &ForecastingTask) -> Result<DLinear, Error> {
+    let device = task.device().clone().autodiff();
+    let windows = task.windows();
+    let mut init = Init::new(task.settings().seed, &device);
+    let mut model = DLinearConfig::default().init(
+        windows.lookback_len(),
+        windows.pred_len(),
+        &mut init,
+        &device,
+    );
+    let mut optimizer = AdamConfig::new().with_epsilon(1e-8).init();
+    let mut best = (f64::INFINITY, model.valid());
+    let mut waited = 0;
+    for epoch in 0..MAX_EPOCHS {
+        let lr = LR * 0.5_f64.powi(epoch.saturating_sub(1) as i32);
+        let n_windows = windows.n_windows(Split::Train);
+        let order = permutation(n_windows, task.settings().seed, Purpose::Baseline, epoch);
+        for indices in order.chunks(task.settings().batch_size) {
+            let batch = windows.gather(Split::Train, indices);
+            let predicted = model.forward(windows.input(&batch, &device));
+            let error = task.select_targets(predicted) - windows.target(&batch, &device);
+            let gradients = GradientsParams::from_grads(error.square().mean().backward(), &model);
+            model = optimizer.step(lr, model, gradients);
+        }
+        let candidate = model.valid();
+        let scores =
+            task.score(Split::Valid, &candidate.device(), |input| candidate.forward(input))?;
+        tracing::info!("baseline dlinear: epoch {}, validation mse {:.4}", epoch + 1, scores.mse());
+        if scores.mse() < best.0 {
+            best = (scores.mse(), candidate);
+            waited = 0;
+        } else {
+            waited += 1;
+            if waited >= PATIENCE {
+                break;
+            }
+        }
+    }
+    Ok(best.1)
+}

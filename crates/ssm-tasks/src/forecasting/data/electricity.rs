@@ -1,0 +1,38 @@
+//! Electricity (ECL): hourly consumption of 321 clients.
+//!
+//! Splits are 70, 10 and 20 %.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use ssm_train::error::Error;
+
+use super::{Borders, DataSet, Series, TableFormat, parse_table};
+use crate::data::{KnownSet, read_known};
+
+pub(super) const KNOWN: [KnownSet; 1] = [KnownSet {
+    name: "Electricity",
+    task: "forecasting",
+    config: "electricity = {}",
+    file: "timeseries/electricity.csv",
+    shape: "26304 rows x 321 variates, hourly",
+    licence: "CC BY 4.0 (UCI ElectricityLoadDiagrams20112014)",
+    origin: "https://github.com/thuml/Autoformer (its data archive)",
+    sha256: None,
+}];
+
+/// `[data.electricity]`; no options.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ElectricityConfig {}
+
+impl DataSet for ElectricityConfig {
+    fn load(&self, dirs: &[PathBuf]) -> Result<Series, Error> {
+        let set = &KNOWN[0];
+        parse_table(set.name, &read_known(set, dirs)?, TableFormat::Dated("date"))
+    }
+
+    fn borders(&self, n_rows: usize, lookback_len: usize) -> Result<Borders, String> {
+        Ok(Borders::ratio(n_rows, 0.7, 0.2, lookback_len))
+    }
+}

@@ -1,0 +1,243 @@
+//! S-Mamba: every variate is a token, and two mixers read the tokens in both directions.
+
+use burn::{
+    module::Module,
+    nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear},
+    tensor::{Device, Tensor, activation::gelu},
+};
+use serde::{Deserialize, Serialize};
+use ssm_core::{
+    init::Init,
+    mixers::{MambaConfig, MixerConfig, MixerError},
+    nn::{Bidirectional, BidirectionalConfig, Merge},
+};
+use ssm_train::config::Issue;
+
+use super::N_MAX;
+use crate::forecasting::window::Input;
+
+/// `[model.s_mamba]`. Defaults are those of the published program (S-D-Mamba@e7e8bf0, `run.py`),
+/// but for `d_ff`, which every published script sets to `d_model`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SMambaConfig {
+    /// Width of a token, 1..=65536. Default 512.
+    pub d_model: usize,
+    /// Width inside the feed-forward network, 1..=65536. Default 512.
+    pub d_ff: usize,
+    /// Number of layers, 1..=1024. Default 2.
+    pub n_layer: usize,
+    /// Share of activations dropped in training, `[0, 1)`. Default 0.1.
+    pub dropout: f64,
+    /// Whether each look-back is brought to mean 0 and variance 1, and the forecast back. Default
+    /// true; the published scripts of PEMS04 and PEMS07 switch it off.
+    pub use_norm: bool,
+    /// How the two directions are merged. Default `"sum"`.
+    pub merge: Merge,
+    /// The mixer of each direction. Default `mamba` with `d_state = 32`, `d_conv = 2`,
+    /// `expand = 1`.
+    pub mixer: MixerConfig,
+}
+
+impl Default for SMambaConfig {
+    fn default() -> Self {
+        let mamba = MambaConfig { d_state: 32, d_conv: 2, expand: 1, ..MambaConfig::default() };
+        Self {
+            d_model: 512,
+            d_ff: 512,
+            n_layer: 2,
+            dropout: 0.1,
+            use_norm: true,
+            merge: Merge::Sum,
+            mixer: MixerConfig::Mamba(mamba),
+        }
+    }
+}
+
+impl SMambaConfig {
+    /// Everything that is wrong, with paths below `section`.
+    #[must_use]
+    pub fn validate(&self, section: &str) -> Vec<Issue> {
+        let mut issues = Vec::new();
+        for (name, value, last) in [
+            ("d_model", self.d_model, N_MAX),
+            ("d_ff", self.d_ff, N_MAX),
+            ("n_layer", self.n_layer, 1024),
+        ] {
+            if !(1..=last).contains(&value) {
+                issues.push(Issue::range(
+                    format!("{section}.{name}"),
+                    &format!("1..={last}"),
+                    value,
+                ));
+            }
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            let path = format!("{section}.dropout");
+            issues.push(Issue::range(path, "at least 0 and less than 1", self.dropout));
+        }
+        if let Err(error) = self.mixer.validate(self.d_model) {
+            issues.push(mixer_issue(&format!("{section}.mixer"), &self.mixer, error));
+        }
+        issues
+    }
+
+    /// The model with fresh parameters: linear maps as in torch, mixers by their own rule.
+    #[must_use]
+    pub fn init(
+        &self,
+        lookback_len: usize,
+        pred_len: usize,
+        init: &mut Init,
+        device: &Device,
+    ) -> SMamba {
+        let d_model = self.d_model;
+        let bidirectional = BidirectionalConfig { mixer: self.mixer.clone(), merge: self.merge };
+        let norm = || LayerNormConfig::new(d_model).with_epsilon(1e-5).init(device);
+        let dropout = DropoutConfig::new(self.dropout).init();
+        SMamba {
+            embedding: init.linear(lookback_len, d_model, true),
+            layers: (0..self.n_layer)
+                .map(|_| SMambaLayer {
+                    mixer: bidirectional.init(d_model, init),
+                    norm1: norm(),
+                    linear1: init.linear(d_model, self.d_ff, true),
+                    linear2: init.linear(self.d_ff, d_model, true),
+                    norm2: norm(),
+                    dropout: dropout.clone(),
+                })
+                .collect(),
+            norm_f: norm(),
+            projector: init.linear(d_model, pred_len, true),
+            dropout,
+            use_norm: self.use_norm,
+        }
+    }
+}
+
+/// The error of a mixer as an issue at its field: `model.s_mamba.mixer.mamba.d_state`.
+fn mixer_issue(section: &str, mixer: &MixerConfig, error: MixerError) -> Issue {
+    let tag = toml::Table::try_from(mixer).ok().and_then(|table| table.keys().next().cloned());
+    match (error, tag) {
+        (MixerError::Config { field, got, expected }, Some(tag)) => {
+            Issue::range(format!("{section}.{tag}.{field}"), &expected, got)
+        }
+        (error, _) => Issue::new(section, error.to_string()),
+    }
+}
+
+/// S-Mamba: instance normalisation, inverted embedding, layers over the variates, projection.
+///
+/// 1. Each variate of a window is shifted and scaled to mean 0, variance 1 over its look-back.
+/// 2. The look-back of a variate, and each calendar feature of it, becomes one token by a shared
+///    linear map; no positions are added.
+/// 3. `n_layer` times [`SMambaLayer`], then a layer norm.
+/// 4. A shared linear map takes each variate's token to the horizon; calendar tokens are dropped.
+/// 5. Step 1 is undone.
+///
+/// # Source
+/// Wang et al. 2024, arXiv:2403.11144; S-D-Mamba@e7e8bf0, without the modules that it builds and
+/// never calls.
+#[derive(Module, Debug)]
+pub struct SMamba {
+    embedding: Linear,
+    layers: Vec<SMambaLayer>,
+    norm_f: LayerNorm,
+    projector: Linear,
+    dropout: Dropout,
+    use_norm: bool,
+}
+
+impl SMamba {
+    /// `[batch, n_variates, lookback_len]` to `[batch, n_variates, pred_len]`.
+    #[must_use]
+    pub fn forward(&self, input: Input) -> Tensor<3> {
+        let [_, n_variates, _] = input.x.dims();
+        let (x, statistics) = if self.use_norm {
+            let (x, mean, std) = normalise(input.x);
+            (x, Some((mean, std)))
+        } else {
+            (input.x, None)
+        };
+        let tokens = match input.marks {
+            Some(marks) => Tensor::cat(vec![x, marks], 1),
+            None => x,
+        };
+        let mut tokens = self.dropout.forward(self.embedding.forward(tokens));
+        for layer in &self.layers {
+            tokens = layer.forward(tokens); // [batch, n_variates + n_marks, d_model]
+        }
+        // The rest works token by token, so calendar tokens can go now.
+        let tokens = self.norm_f.forward(tokens.narrow(1, 0, n_variates));
+        let y = self.projector.forward(tokens); // [batch, n_variates, pred_len]
+        match statistics {
+            Some((mean, std)) => y * std + mean,
+            None => y,
+        }
+    }
+
+    /// The device that the parameters are on.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.projector.weight.val().device()
+    }
+}
+
+/// The series of each variate with mean 0 and variance 1, its mean, and its standard deviation.
+///
+/// Variance is biased, and 1e-5 is added to it.
+fn normalise(x: Tensor<3>) -> (Tensor<3>, Tensor<3>, Tensor<3>) {
+    let mean = x.clone().mean_dim(2);
+    let x = x - mean.clone();
+    let std = (x.clone().square().mean_dim(2) + 1e-5).sqrt();
+    (x / std.clone(), mean, std)
+}
+
+/// One layer: `x = LN(x + mix(x))`, then `x = LN(x + FFN(x))`, where `mix` runs one mixer over the
+/// tokens forwards, another one backwards, and merges the two.
+#[derive(Module, Debug)]
+pub struct SMambaLayer {
+    mixer: Bidirectional,
+    norm1: LayerNorm,
+    linear1: Linear,
+    linear2: Linear,
+    norm2: LayerNorm,
+    dropout: Dropout,
+}
+
+impl SMambaLayer {
+    /// `[batch, n_tokens, d_model]` to the same shape.
+    #[must_use]
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = self.norm1.forward(x.clone() + self.mixer.forward(x));
+        let hidden = self.dropout.forward(gelu(self.linear1.forward(x.clone())));
+        let y = self.dropout.forward(self.linear2.forward(hidden));
+        self.norm2.forward(x + y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    #[test]
+    fn swapping_the_directions_and_reversing_the_variates_changes_nothing() {
+        let device = Device::flex();
+        let config = SMambaConfig { d_model: 16, d_ff: 24, ..SMambaConfig::default() };
+        let mut model = config.init(12, 5, &mut Init::new(3, &device), &device);
+        let values: Vec<f32> = (0..2 * 7 * 12).map(|i| ((i * 37) % 101) as f32 / 50.0).collect();
+        let x: Tensor<3> = Tensor::from_data(TensorData::new(values, [2, 7, 12]), &device);
+
+        let y = model.forward(Input { x: x.clone(), marks: None });
+        for layer in &mut model.layers {
+            let mixer = &mut layer.mixer;
+            std::mem::swap(&mut mixer.forward, &mut mixer.backward);
+        }
+        let swapped = model.forward(Input { x: x.clone().flip([1]), marks: None }).flip([1]);
+        assert_eq!(y.to_data(), swapped.to_data());
+        let unswapped = model.forward(Input { x, marks: None });
+        assert_ne!(y.to_data(), unswapped.to_data());
+    }
+}

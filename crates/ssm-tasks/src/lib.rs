@@ -1,0 +1,120 @@
+//! What is trained: tasks with their data, models, losses and metrics.
+//!
+//! A task is a folder and one line in the registry below. The engine never names one; the binary
+//! picks one by the key under `[task]` with [`with_task`].
+
+pub mod data;
+pub mod forecasting;
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use ssm_train::{
+    error::Error,
+    task::{Task, TaskConfig},
+};
+
+use crate::data::KnownSet;
+
+/// Configuration options of a task.
+pub type OptionsOf<T> = <<T as Task>::Config as TaskConfig>::Options;
+/// Model section of a task.
+pub type ModelOf<T> = <<T as Task>::Config as TaskConfig>::Model;
+
+/// What the binary asks of a task beyond training it.
+pub trait TaskEntry: Task {
+    /// Published data sets that the task reads.
+    fn known_sets() -> Vec<KnownSet>;
+
+    /// The model of a configuration with fresh parameters, without reading any data.
+    fn restore(
+        options: &OptionsOf<Self>,
+        model: &ModelOf<Self>,
+        seed: u64,
+        device: &Device,
+    ) -> Self::Model;
+
+    /// Applies a trained model to a file of the user and returns the text of the result.
+    ///
+    /// `artifacts` are what [`Task::artifacts`] gave when the model was trained.
+    ///
+    /// # Errors
+    /// A missing or malformed input, or artifacts of another task.
+    fn predict(
+        options: &OptionsOf<Self>,
+        artifacts: &serde_json::Value,
+        model: &Self::Model,
+        input: &Path,
+    ) -> Result<String, Error>;
+}
+
+/// Something to do with a task that is known by name only at run time.
+pub trait TaskVisitor {
+    /// What comes out.
+    type Output;
+
+    /// Does it for one task.
+    fn visit<T: TaskEntry>(self) -> Self::Output;
+}
+
+/// Declares the tasks; their names come from [`TaskConfig::NAME`].
+macro_rules! tasks {
+    ($($(#[$doc:meta])* $task:ty;)*) => {
+        /// Keys that may stand under `[task]`.
+        pub const TASKS: &[&str] = &[$(<<$task as Task>::Config as TaskConfig>::NAME,)*];
+
+        /// Calls the visitor with the task of this name.
+        ///
+        /// # Errors
+        /// [`Error::Usage`] if there is no such task.
+        pub fn with_task<V: TaskVisitor>(name: &str, visitor: V) -> Result<V::Output, Error> {
+            $(if name == <<$task as Task>::Config as TaskConfig>::NAME {
+                return Ok(visitor.visit::<$task>());
+            })*
+            Err(Error::Usage {
+                message: format!("unknown task `{name}`"),
+                hint: Some(format!("the tasks are {}", TASKS.join(", "))),
+            })
+        }
+
+        /// The published data sets of every task.
+        #[must_use]
+        pub fn known_sets() -> Vec<KnownSet> {
+            let mut sets: Vec<KnownSet> = Vec::new();
+            $(sets.extend(<$task as TaskEntry>::known_sets());)*
+            sets
+        }
+    };
+}
+
+tasks! {
+    /// Multivariate forecasting.
+    forecasting::ForecastingTask;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Name;
+
+    impl TaskVisitor for Name {
+        type Output = &'static str;
+
+        fn visit<T: TaskEntry>(self) -> &'static str {
+            T::Config::NAME
+        }
+    }
+
+    #[test]
+    fn a_task_is_found_by_name() {
+        for name in TASKS {
+            assert_eq!(with_task(name, Name).unwrap(), *name);
+        }
+        let error = with_task("forcasting", Name).unwrap_err();
+        assert_eq!(
+            error.report(),
+            "error: unknown task `forcasting`\nhint: the tasks are forecasting"
+        );
+    }
+}

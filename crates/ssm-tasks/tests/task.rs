@@ -1,0 +1,172 @@
+//! The task on small series: batches, scores, conclusions, and data that does not fit.
+
+use burn::module::Module;
+use ssm_tasks::forecasting::{ForecastingTask, window::WindowBatch};
+use ssm_train::task::{Split, Task};
+
+use crate::support::{csv, device, dlinear, options, s_mamba, settings, task, waves};
+
+#[test]
+fn batches_are_pure_in_their_index_and_cover_an_epoch() {
+    let (first, _) = task(&options(""), &dlinear(), &settings(16), 400).unwrap();
+    let (second, _) = task(&options(""), &dlinear(), &settings(3), 400).unwrap();
+    // 280 training rows are 251 windows: 15 full batches of 16.
+    assert_eq!(first.batches_per_epoch(), 15);
+    // Any order of asking gives the same batches.
+    for index in [31, 2, 0, 17] {
+        assert_eq!(first.batch(index).unwrap(), second.batch(index).unwrap());
+    }
+    let epoch = |task: &ForecastingTask, epoch: u64| -> Vec<WindowBatch> {
+        (0..15).map(|place| task.batch(15 * epoch + place).unwrap()).collect()
+    };
+    let (zero, one) = (epoch(&first, 0), epoch(&first, 1));
+    assert_ne!(zero, one, "every epoch has an order of its own");
+    let mut starts: Vec<u32> =
+        zero.iter().flat_map(|batch| batch.x.chunks(3 * 24)).map(|x| x[0].to_bits()).collect();
+    starts.sort_unstable();
+    starts.dedup();
+    assert_eq!(starts.len(), 240, "no window comes twice in an epoch");
+}
+
+#[test]
+fn the_last_partial_batch_is_dropped_or_kept() {
+    let keep = options("train_drop_last = false");
+    let (task, _) = task(&keep, &dlinear(), &settings(16), 400).unwrap();
+    assert_eq!(task.batches_per_epoch(), 16);
+    assert_eq!(task.batch(15).unwrap().n_windows, 11);
+    assert_eq!(task.batch(16).unwrap().n_windows, 16);
+}
+
+#[test]
+fn a_score_is_the_same_for_every_evaluation_batch_size() {
+    let scores = [1, 7, 64].map(|eval_batch_size| {
+        let settings = settings(eval_batch_size);
+        let (task, model) = task(&options(""), &s_mamba(""), &settings, 500).unwrap();
+        task.evaluate(&model, Split::Test).unwrap()
+    });
+    for other in &scores[1..] {
+        for (metric, value) in &scores[0] {
+            let relative = (other[metric] / value - 1.0).abs();
+            assert!(relative <= 1e-6, "{metric}: {value} and {}", other[metric]);
+        }
+    }
+}
+
+#[test]
+fn the_training_loss_is_the_score_of_the_same_windows() {
+    let (task, model) = task(&options(""), &s_mamba(""), &settings(16), 400).unwrap();
+    let batch = task.batch(0).unwrap();
+    let loss = task.loss(&model, batch.clone());
+    assert_eq!(loss.weight, 16.0);
+    let input = task.windows().input(&batch, &device());
+    let predicted: Vec<f32> = model.forward(input).into_data_as::<f32>().try_into_vec().unwrap();
+    let squares = predicted.iter().zip(&batch.y).map(|(p, y)| f64::from(p - y).powi(2));
+    let expected = squares.sum::<f64>() / batch.y.len() as f64;
+    let loss: f32 = loss.mean.into_scalar();
+    assert!((f64::from(loss) / expected - 1.0).abs() < 1e-5, "{loss} and {expected}");
+}
+
+#[test]
+fn one_target_is_trained_and_scored_alone() {
+    for (features, n_variates) in [("S", 1), ("MS", 3)] {
+        let options = options(&format!("features = \"{features}\"\ntarget = \"second\""));
+        let (task, model) = task(&options, &s_mamba(""), &settings(16), 400).unwrap();
+        assert_eq!(task.windows().n_variates(), n_variates);
+        assert_eq!(task.artifacts().targets, ["second"]);
+        let batch = task.batch(0).unwrap();
+        assert_eq!(batch.y.len(), 16 * 6);
+        assert!(f64::from(task.loss(&model, batch).mean.into_scalar::<f32>()).is_finite());
+        assert!(task.evaluate(&model, Split::Valid).unwrap()["mse"].is_finite());
+    }
+}
+
+#[test]
+fn the_published_validation_drops_windows_and_the_default_does_not() {
+    // 410 rows: 41 validation rows after the border are 36 windows, of which 32 fill two batches.
+    let rows = 410;
+    let score = |extra: &str, eval_batch_size| {
+        let (task, _) =
+            task(&options(extra), &dlinear(), &settings(eval_batch_size), rows).unwrap();
+        let scores =
+            task.score(Split::Valid, &device(), |input| input.x.narrow(2, 23, 1).repeat_dim(2, 6));
+        scores.unwrap()
+    };
+    assert_eq!(score("", 7).n_windows(), 36);
+    let compat = score("compat.smamba_validation = true", 7);
+    assert_eq!(compat.n_windows(), 32);
+    assert_eq!(compat.mse(), score("compat.smamba_validation = true", 64).mse());
+}
+
+#[test]
+fn a_conclusion_compares_with_the_baselines() {
+    let options = options("baselines = [\"last_value\", \"dlinear\"]");
+    let (task, model) = task(&options, &s_mamba(""), &settings(16), 600).unwrap();
+    let outcome = task.conclude(&model).unwrap();
+    let keys: Vec<&str> = outcome.metrics.keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        ["dlinear_mae", "dlinear_mse", "last_value_mae", "last_value_mse", "mae", "mse"]
+    );
+    assert_eq!(outcome.metrics["mse"], task.evaluate(&model, Split::Test).unwrap()["mse"]);
+    // Waves of 24 steps: a linear map sees them, the last value does not.
+    assert!(outcome.metrics["dlinear_mse"] < 0.5 * outcome.metrics["last_value_mse"]);
+    let table = &outcome.tables[0];
+    assert_eq!(table.columns, ["forecaster", "parameters", "MSE", "MAE"]);
+    let names: Vec<&str> = table.rows.iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(names, ["s_mamba", "last_value", "dlinear"]);
+    assert_eq!(table.rows[0][1], model.num_params().to_string());
+    assert_eq!(table.rows[2][1], "300");
+    assert_eq!(outcome.figures.len(), 3);
+}
+
+#[test]
+fn the_header_says_what_is_read() {
+    let (task, _) = task(&options(""), &dlinear(), &settings(16), 400).unwrap();
+    let text = task.describe();
+    assert!(text.starts_with("waves from `"), "{text}");
+    assert!(
+        text.ends_with(
+            "3 variates, 3 to predict, 24 -> 6 steps; windows: 251 training, 35 validation, 75 test"
+        ),
+        "{text}"
+    );
+    let hashes = task.data_hashes();
+    assert_eq!(hashes.keys().collect::<Vec<_>>(), ["waves.csv"]);
+    assert_eq!(hashes["waves.csv"].len(), 64);
+}
+
+#[test]
+fn data_that_does_not_fit_is_refused_with_a_hint() {
+    let report = |extra: &str, n_rows: usize| {
+        let error = task(&options(extra), &dlinear(), &settings(16), n_rows).err().unwrap();
+        let report = error.report();
+        report.split_once("waves.csv`: ").unwrap().1.to_owned()
+    };
+    assert_eq!(
+        report("features = \"S\"\ntarget = \"third\"", 400),
+        "no column `third` to predict, got `first`, `second`, `OT`\n\
+         hint: name one of them by `task.forecasting.target`"
+    );
+    assert_eq!(
+        report("", 50),
+        "too few rows: a window needs lookback_len + pred_len = 30, the validation split has 29 \
+         of 50\n\
+         hint: shorten `task.forecasting.lookback_len` or `task.forecasting.pred_len`"
+    );
+    assert_eq!(
+        report("", 60),
+        "too few rows: 13 training windows are less than one batch of 16\n\
+         hint: lower `train.batch_size`, or set `train_drop_last = false`"
+    );
+}
+
+#[test]
+fn a_missing_series_is_an_error_before_any_model_is_built() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = waves(dir.path(), 10);
+    std::fs::remove_file(&path).unwrap();
+    let error =
+        ForecastingTask::new(&options(""), &csv(&path), &dlinear(), &settings(16), &device());
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("data file not found; searched"), "{error}");
+}

@@ -1,0 +1,364 @@
+//! Checkpoints: `<run>/checkpoints/step_00001000/{model.bpk, optimizer.bpk, state.json,
+//! manifest.json}`, each written whole or not at all.
+//!
+//! A checkpoint is built in a directory with an unfinished name, the manifest (size and SHA-256 of
+//! every file) last, and gets its name by one rename. `last` and `best` are small files beside the
+//! checkpoints that name one of them. Whoever loads a checkpoint verifies it first.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use burn::{
+    module::Module,
+    optim::{ModuleOptimizer, OptimizerRecord},
+    store::{ModuleRecord, RecordError},
+    tensor::Bytes,
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    atomic,
+    error::Error,
+    position::{FORMAT, Position},
+};
+
+const MODEL: &str = "model.bpk";
+const OPTIMIZER: &str = "optimizer.bpk";
+const STATE: &str = "state.json";
+const MANIFEST: &str = "manifest.json";
+const LAST: &str = "last";
+const BEST: &str = "best";
+
+/// What `manifest.json` says.
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    files: BTreeMap<String, FileEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FileEntry {
+    bytes: u64,
+    sha256: String,
+}
+
+/// The checkpoints of one run.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    dir: PathBuf,
+}
+
+/// A checkpoint that was read and found intact.
+pub struct Checkpoint {
+    path: PathBuf,
+    position: Position,
+    model: Vec<u8>,
+    optimizer: Vec<u8>,
+}
+
+impl Checkpoints {
+    /// The checkpoints of the run in `run_dir`; nothing is touched.
+    #[must_use]
+    pub fn of_run(run_dir: &Path) -> Self {
+        Self { dir: run_dir.join("checkpoints") }
+    }
+
+    /// Creates the directory, and removes what an interrupted save left behind.
+    ///
+    /// Only the process that holds the run may do so.
+    ///
+    /// # Errors
+    /// [`Error::Save`].
+    pub fn prepare(&self) -> Result<(), Error> {
+        fs::create_dir_all(&self.dir).map_err(atomic::save("create the directory", &self.dir))?;
+        for name in self.names()? {
+            if name.ends_with(atomic::UNFINISHED) {
+                let path = self.dir.join(name);
+                let removed =
+                    if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.map_err(atomic::save("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps that a checkpoint exists for, ascending; whether they are intact is not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn steps(&self) -> Result<Vec<u64>, Error> {
+        let mut steps: Vec<u64> = self.names()?.iter().filter_map(|name| step_of(name)).collect();
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// Saves a checkpoint, then points `last` and `best` to where `position` says.
+    ///
+    /// # Errors
+    /// [`Error::Save`]; what was saved before is still there.
+    pub fn save<M: Module>(
+        &self,
+        model: &M,
+        optimizer: &ModuleOptimizer,
+        position: &Position,
+    ) -> Result<(), Error> {
+        let path = self.path(position.step);
+        let encode = |bytes: Result<Bytes, RecordError>| {
+            bytes.map_err(|error| broken(&path, format!("cannot be encoded: {error}")))
+        };
+        let model = encode(model.valid().into_record().into_bytes())?;
+        let optimizer = encode(optimizer.into_bytes())?;
+        let state = json(position);
+        let files: [(&str, &[u8]); 3] = [(MODEL, &model), (OPTIMIZER, &optimizer), (STATE, &state)];
+
+        let unfinished = atomic::unfinished(&path);
+        fs::create_dir_all(&unfinished)
+            .map_err(atomic::save("create the directory", &unfinished))?;
+        let mut manifest = Manifest { format: FORMAT, files: BTreeMap::new() };
+        for (name, bytes) in files {
+            atomic::write(&unfinished.join(name), bytes)?;
+            let entry = FileEntry { bytes: bytes.len() as u64, sha256: sha256(bytes) };
+            manifest.files.insert(name.to_owned(), entry);
+        }
+        atomic::write(&unfinished.join(MANIFEST), &json(&manifest))?;
+        atomic::sync_dir(&unfinished)?;
+        // Only a damaged checkpoint that the run was resumed from before can be in the way.
+        self.remove(position.step)?;
+        atomic::rename(&unfinished, &path)?;
+        self.point(position)
+    }
+
+    /// Points `last` and `best` to where `position` says.
+    ///
+    /// # Errors
+    /// [`Error::Save`].
+    pub fn point(&self, position: &Position) -> Result<(), Error> {
+        let names = [(LAST, Some(position.step)), (BEST, position.best.map(|best| best.step))];
+        for (name, step) in names {
+            if let Some(step) = step {
+                let text = format!("{}\n", directory_name(step));
+                atomic::replace(&self.dir.join(name), text.as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes all but the newest `keep` checkpoints and the best.
+    ///
+    /// What was the best for an older one that is kept stays as well, so that falling back to that
+    /// one loses nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Save`].
+    pub fn prune(&self, keep: usize) -> Result<(), Error> {
+        let steps = self.steps()?;
+        let newest = &steps[steps.len().saturating_sub(keep.max(1))..];
+        let mut kept: BTreeSet<u64> = newest.iter().copied().collect();
+        kept.extend(newest.iter().filter_map(|step| self.peek(*step)?.best).map(|best| best.step));
+        steps.iter().filter(|step| !kept.contains(step)).try_for_each(|step| self.remove(*step))
+    }
+
+    /// The newest checkpoint that is intact, `None` if there is none at all.
+    ///
+    /// Damaged ones that are newer are reported as warnings.
+    ///
+    /// # Errors
+    /// What is wrong with the newest one, if none is intact.
+    pub fn load_newest(&self) -> Result<Option<Checkpoint>, Error> {
+        let mut first_error = None;
+        for step in self.steps()?.into_iter().rev() {
+            match self.load(step) {
+                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(error) => {
+                    tracing::warn!("{error}; falling back to the checkpoint before it");
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        first_error.map_or(Ok(None), Err)
+    }
+
+    /// The checkpoint that `best` names, or if there is no such file, `last`.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if there is none or if it is damaged.
+    pub fn load_best(&self) -> Result<Checkpoint, Error> {
+        for name in [BEST, LAST] {
+            let path = self.dir.join(name);
+            match fs::read_to_string(&path) {
+                Ok(text) => {
+                    let step = step_of(text.trim());
+                    let step = step.ok_or_else(|| {
+                        broken(&path, format!("`{}` names no checkpoint", text.trim()))
+                    })?;
+                    return self.load(step);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(atomic::read("read", &path)(error)),
+            }
+        }
+        Err(Error::Checkpoint {
+            path: self.dir.clone(),
+            message: "there is none yet".into(),
+            hint: Some("train the run first".into()),
+        })
+    }
+
+    /// Reads the checkpoint of one step and verifies size and SHA-256 of its files.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`], naming the file that is broken.
+    pub fn load(&self, step: u64) -> Result<Checkpoint, Error> {
+        let path = self.path(step);
+        let manifest: Manifest = parse(&path, MANIFEST, &read(&path, MANIFEST)?)?;
+        check_format(&path, MANIFEST, manifest.format)?;
+        let verified = |name: &str| {
+            let bytes = read(&path, name)?;
+            let entry = manifest
+                .files
+                .get(name)
+                .ok_or_else(|| broken(&path, format!("`{MANIFEST}` does not list `{name}`")))?;
+            let (expected, got) = (entry.bytes, bytes.len() as u64);
+            if got != expected {
+                return Err(broken(&path, format!("`{name}` has {got} bytes, not {expected}")));
+            }
+            let (expected, got) = (&entry.sha256, sha256(&bytes));
+            if got != *expected {
+                let message = format!("`{name}` has the SHA-256 {got}, not {expected}");
+                return Err(broken(&path, message));
+            }
+            Ok(bytes)
+        };
+        let position: Position = parse(&path, STATE, &verified(STATE)?)?;
+        check_format(&path, STATE, position.format)?;
+        if position.step != step {
+            return Err(broken(&path, format!("`{STATE}` is of step {}", position.step)));
+        }
+        let (model, optimizer) = (verified(MODEL)?, verified(OPTIMIZER)?);
+        Ok(Checkpoint { path, position, model, optimizer })
+    }
+
+    /// What a checkpoint says of the run, unverified; `None` if it cannot be read.
+    fn peek(&self, step: u64) -> Option<Position> {
+        serde_json::from_slice(&read(&self.path(step), STATE).ok()?).ok()
+    }
+
+    fn remove(&self, step: u64) -> Result<(), Error> {
+        let path = self.path(step);
+        if !path.exists() {
+            return Ok(());
+        }
+        // Without its name first, so that no half-removed checkpoint can be met.
+        let unnamed = self.dir.join(format!("removed_{step}{}", atomic::UNFINISHED));
+        atomic::rename(&path, &unnamed)?;
+        fs::remove_dir_all(&unnamed).map_err(atomic::save("remove", &unnamed))
+    }
+
+    fn path(&self, step: u64) -> PathBuf {
+        self.dir.join(directory_name(step))
+    }
+
+    fn names(&self) -> Result<Vec<String>, Error> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(atomic::read("list", &self.dir)(error)),
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect::<std::io::Result<_>>().map_err(atomic::read("list", &self.dir))
+    }
+}
+
+impl Checkpoint {
+    /// Where the run stood.
+    #[must_use]
+    pub fn position(&self) -> &Position {
+        &self.position
+    }
+
+    /// `model` with the weights of the checkpoint, on the device and with the autodiff setting it
+    /// has.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for a model of another structure.
+    pub fn model<M: Module>(&self, model: M) -> Result<M, Error> {
+        let bytes = Bytes::from_bytes_vec(self.model.clone());
+        let loaded =
+            ModuleRecord::from_bytes(bytes).and_then(|record| model.try_load_record(record));
+        loaded.map_err(|error| self.does_not_fit(MODEL, &error.to_string()))
+    }
+
+    /// `optimizer` with the state of the checkpoint.
+    ///
+    /// Parameters are recognised by the identity that their record carries, so the model is loaded
+    /// first; groups are added before, as adding one forgets the state of its parameters.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for the state of another optimiser.
+    pub fn optimizer(&self, optimizer: ModuleOptimizer) -> Result<ModuleOptimizer, Error> {
+        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(self.optimizer.clone()))
+            .map_err(|error| self.does_not_fit(OPTIMIZER, &error.to_string()))?;
+        let tensors = record.len();
+        let optimizer = optimizer.load_record(record);
+        // Burn leaves out what it cannot rebuild, without a word.
+        let loaded = optimizer.to_record().len();
+        if loaded != tensors {
+            let problem = format!("{loaded} of its {tensors} tensors belong to this optimiser");
+            return Err(self.does_not_fit(OPTIMIZER, &problem));
+        }
+        Ok(optimizer)
+    }
+
+    fn does_not_fit(&self, file: &str, problem: &str) -> Error {
+        broken(&self.path, format!("`{file}` does not fit this run: {problem}"))
+    }
+}
+
+fn directory_name(step: u64) -> String {
+    format!("step_{step:08}")
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix("step_")?.parse().ok()?;
+    (directory_name(step) == name).then_some(step)
+}
+
+fn broken(path: &Path, message: String) -> Error {
+    Error::Checkpoint { path: path.to_owned(), message, hint: None }
+}
+
+fn read(checkpoint: &Path, name: &str) -> Result<Vec<u8>, Error> {
+    fs::read(checkpoint.join(name)).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => broken(checkpoint, format!("`{name}` is missing")),
+        _ => atomic::read("read", &checkpoint.join(name))(error),
+    })
+}
+
+fn parse<'a, T: Deserialize<'a>>(path: &Path, name: &str, bytes: &'a [u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| broken(path, format!("`{name}` cannot be understood: {error}")))
+}
+
+fn check_format(path: &Path, name: &str, format: u32) -> Result<(), Error> {
+    if format == FORMAT {
+        return Ok(());
+    }
+    let message = format!("`{name}` has format {format}, this program reads format {FORMAT}");
+    Err(broken(path, message))
+}
+
+fn json(value: &impl Serialize) -> Vec<u8> {
+    // Structs of numbers and strings with string keys always serialise.
+    #[expect(clippy::unwrap_used, reason = "see above")]
+    let mut bytes = serde_json::to_vec_pretty(value).unwrap();
+    bytes.push(b'\n');
+    bytes
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,124 @@
+//! The end of a run: the test split, `result.json` and `report.html`.
+
+use std::path::PathBuf;
+
+use crate::{
+    atomic,
+    config::Config,
+    error::Error,
+    logging,
+    position::{Best, Position},
+    report::{self, RunReport, Table},
+    result::RunResult,
+    run_dir::{self, RunDir},
+    task::{Outcome, Task, TaskConfig},
+};
+
+/// What a run came to, for the terminal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    /// The run directory.
+    pub run_dir: PathBuf,
+    /// Its `report.html`.
+    pub report: PathBuf,
+    /// Name of the metric that selected the weights.
+    pub metric: String,
+    /// The best evaluation on the validation split, if one was finite.
+    pub best: Option<Best>,
+    /// Whether patience ended the run before its last step.
+    pub stopped_early: bool,
+    /// Scores on the test split, with tables.
+    pub result: RunResult,
+}
+
+impl Summary {
+    /// Tables for the terminal; the first one sums the run up.
+    #[must_use]
+    pub fn tables(&self) -> &[Table] {
+        &self.result.tables
+    }
+}
+
+/// Scores the best weights on the test split, unless that was done before.
+///
+/// `model` lends its structure: its weights are replaced.
+pub(crate) fn conclude<T: Task>(
+    config: &Config<T::Config>,
+    run: &RunDir,
+    task: &T,
+    model: &T::Model,
+    position: &Position,
+) -> Result<Summary, Error> {
+    let written = RunResult::load(&run.result()).filter(|result| result.steps == position.step);
+    let result = match written {
+        Some(result) => result,
+        None => {
+            if position.best.is_none() {
+                tracing::warn!("no evaluation was finite: scoring the last weights");
+            }
+            let checkpoint = run.checkpoints().load(position.best_or_last())?;
+            let model = checkpoint.model(model.clone())?;
+            tracing::info!("scoring step {} on the test split", position.best_or_last());
+            let outcome = task.conclude(&model)?;
+            let result = RunResult::new(position.step, position.best_or_last(), &outcome);
+            write_report(config, run, task, position, outcome)?;
+            // Last: where it is, the run is concluded.
+            result.save(&run.result())?;
+            result
+        }
+    };
+    Ok(Summary {
+        run_dir: run.path().to_owned(),
+        report: run.report(),
+        metric: task.selection().metric.to_owned(),
+        best: position.best,
+        stopped_early: position.out_of_patience(config.train.patience),
+        result,
+    })
+}
+
+fn write_report<T: Task>(
+    config: &Config<T::Config>,
+    run: &RunDir,
+    task: &T,
+    position: &Position,
+    outcome: Outcome,
+) -> Result<(), Error> {
+    let mut rows = logging::rows(&run.metrics())?;
+    for row in rows.iter_mut().filter_map(|row| row.as_object_mut()) {
+        // A measured time is no score.
+        row.shift_remove("elapsed_secs");
+    }
+    let mut figures = outcome.figures;
+    figures.extend(report::training_figures(&rows));
+    let fact = |name: &str, value: String| (name.to_owned(), value);
+    let mut facts = vec![
+        fact("task", <T::Config as TaskConfig>::NAME.to_owned()),
+        fact("seed", config.run.seed.to_string()),
+        fact("steps", position.step.to_string()),
+        fact("scored step", position.best_or_last().to_string()),
+    ];
+    if let Some(best) = position.best {
+        facts.push(fact(
+            &format!("best validation {}", task.selection().metric),
+            format!("{:.6}", best.value),
+        ));
+    }
+    if let Some(info) = run_dir::info(run.path()) {
+        facts.push(fact("parameters", info.parameters.to_string()));
+        if let Some(session) = info.sessions.last() {
+            facts.push(fact("backend", session.backend.clone()));
+            facts.push(fact("processors", session.cpus.to_string()));
+            facts.push(fact("version", format!("{} on Burn {}", session.version, session.burn)));
+            facts.extend(session.git_commit.clone().map(|commit| fact("commit", commit)));
+        }
+    }
+    let page = report::html(&RunReport {
+        name: config.run.name.clone(),
+        subtitle: vec![task.describe()],
+        facts,
+        tables: outcome.tables,
+        figures,
+    });
+    atomic::replace(&run.report(), page.as_bytes())
+}

@@ -1,0 +1,202 @@
+//! The engine's own sections: their fields, units, ranges and defaults.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// `[run]`: where the results go and which random numbers are drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunSection {
+    /// Name of the run; its directory is `<dir>/<name>`. A single path component.
+    /// Default: the name of the config file without its extension, so that two configs do not meet.
+    pub name: String,
+    /// Directory that holds the runs, relative to the working directory. Default `runs`.
+    pub dir: PathBuf,
+    /// Seed of everything random: initial values, data order, dropout; 0 to 2^63 - 1 (the integers
+    /// of TOML). Default 0.
+    pub seed: u64,
+}
+
+impl Default for RunSection {
+    fn default() -> Self {
+        Self { name: String::new(), dir: PathBuf::from("runs"), seed: 0 }
+    }
+}
+
+impl RunSection {
+    /// Directory of the run.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.dir.join(&self.name)
+    }
+}
+
+/// `[device]`: what computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeviceSection {
+    /// `auto`, or a backend of [`crate::device::backends`]. Default `auto`: the best one that this
+    /// binary holds, see [`crate::device::resolve`].
+    pub backend: String,
+    /// Which of several equal devices, counted from 0; CPU backends have one. Default 0.
+    pub index: usize,
+}
+
+impl Default for DeviceSection {
+    fn default() -> Self {
+        Self { backend: "auto".into(), index: 0 }
+    }
+}
+
+/// `[optim.<variant>]`: how gradients become updates. Required: the choice changes every result.
+///
+/// Both are Kingma & Ba 2014, arXiv:1412.6980, with bias correction, and differ in the weight decay.
+/// Defaults are PyTorch's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Optim {
+    /// Adam; weight decay is added to the gradient (L2), as in `torch.optim.Adam`.
+    Adam {
+        /// Base learning rate, > 0; the schedule multiplies it. Default 1e-3.
+        #[serde(default = "default_lr")]
+        lr: f64,
+        /// Decay of the first and second moment per step, each in `[0, 1)`. Default `[0.9, 0.999]`.
+        #[serde(default = "default_betas")]
+        betas: [f64; 2],
+        /// Added to the root of the second moment, > 0. Default 1e-8.
+        #[serde(default = "default_eps")]
+        eps: f64,
+        /// Weight decay, >= 0. Default 0.
+        #[serde(default)]
+        weight_decay: f64,
+    },
+    /// AdamW; weight decay shrinks the weights apart from the gradient, as in `torch.optim.AdamW`.
+    /// Loshchilov & Hutter 2017, arXiv:1711.05101.
+    AdamW {
+        /// Base learning rate, > 0; the schedule multiplies it. Default 1e-3.
+        #[serde(default = "default_lr")]
+        lr: f64,
+        /// Decay of the first and second moment per step, each in `[0, 1)`. Default `[0.9, 0.999]`.
+        #[serde(default = "default_betas")]
+        betas: [f64; 2],
+        /// Added to the root of the second moment, > 0. Default 1e-8.
+        #[serde(default = "default_eps")]
+        eps: f64,
+        /// Weight decay, >= 0; a step shrinks a weight by `lr * weight_decay`. Default 0.01.
+        #[serde(default = "default_decoupled_weight_decay")]
+        weight_decay: f64,
+    },
+}
+
+fn default_lr() -> f64 {
+    1e-3
+}
+
+fn default_betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+
+fn default_eps() -> f64 {
+    1e-8
+}
+
+fn default_decoupled_weight_decay() -> f64 {
+    0.01
+}
+
+impl Optim {
+    /// The key under `[optim]`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Adam { .. } => "adam",
+            Self::AdamW { .. } => "adamw",
+        }
+    }
+
+    /// Base learning rate.
+    #[must_use]
+    pub fn lr(&self) -> f64 {
+        match *self {
+            Self::Adam { lr, .. } | Self::AdamW { lr, .. } => lr,
+        }
+    }
+}
+
+/// `[train]`: how long, in which portions, and when to stop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSection {
+    /// Passes over the training split, >= 1. Exactly one of `epochs` and `steps` is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
+    /// Optimiser steps, >= 1. Exactly one of `epochs` and `steps` is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Samples in a micro-batch, >= 1. Default 32 (Bengio 2012, arXiv:1206.5533).
+    pub batch_size: usize,
+    /// Samples at a time in an evaluation, >= 1; scores do not depend on it. Default `batch_size`,
+    /// which fits wherever training fits.
+    pub eval_batch_size: usize,
+    /// Micro-batches in an optimiser step, >= 1; their gradients are averaged by sample weight, so
+    /// a step sees `batch_size * accumulate` samples. Default 1.
+    pub accumulate: usize,
+    /// Largest global norm of the gradient, > 0; longer ones are scaled down to it.
+    /// Default: absent, no clipping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// Evaluations in a row without improvement that end the run, >= 1. Default: absent, never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub patience: Option<u64>,
+    /// Optimiser steps between evaluations, >= 1. Default: absent, at the end of every epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_every_steps: Option<u64>,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        Self {
+            epochs: None,
+            steps: None,
+            batch_size: 32,
+            eval_batch_size: 32,
+            accumulate: 1,
+            clip_norm: None,
+            patience: None,
+            eval_every_steps: None,
+        }
+    }
+}
+
+/// `[checkpoint]`: what is kept of the run while it goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointSection {
+    /// Optimiser steps between checkpoints, >= 1. Default: absent, at every evaluation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_steps: Option<u64>,
+    /// Newest checkpoints that are kept besides the best, >= 1. Default 2: should the newest be
+    /// damaged by the disk, one is left.
+    pub keep: usize,
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        Self { every_steps: None, keep: 2 }
+    }
+}
+
+/// `[log]`: how much is written down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSection {
+    /// Optimiser steps between two lines of progress, >= 1. Default 50.
+    pub every_steps: u64,
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self { every_steps: 50 }
+    }
+}

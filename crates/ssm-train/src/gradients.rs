@@ -1,0 +1,297 @@
+//! The gradient of one optimiser step: summed over micro-batches, measured, clipped.
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    optim::{GradientsAccumulator, GradientsParams},
+    tensor::{DType, Device, ExecutionError, Tensor},
+};
+
+use crate::task::Loss;
+
+/// Whether tensors of `device` live in host memory, so that reading one as a slice copies nothing.
+///
+/// A wrong answer costs time, never correctness.
+pub(crate) fn is_host(device: &Device) -> bool {
+    // Only accelerator runtimes keep memory pools that they can report on.
+    device.memory_pool_usage().is_none()
+}
+
+/// Sums what the micro-batches of one optimiser step say.
+pub(crate) struct Accumulation<M> {
+    sum: GradientsAccumulator<M>,
+    losses: Vec<(Tensor<1>, f64)>,
+    /// Whether more than one micro-batch is expected.
+    several: bool,
+}
+
+/// A gradient that is ready for the optimiser, with its numbers.
+pub(crate) struct Gradient {
+    /// Mean over all samples of the step, clipped.
+    pub(crate) params: GradientsParams,
+    /// Mean loss over all samples of the step.
+    pub(crate) loss: f64,
+    /// Global L2 norm before clipping.
+    pub(crate) norm: f64,
+    /// Samples in the step.
+    pub(crate) weight: f64,
+}
+
+impl<M: Module> Accumulation<M> {
+    pub(crate) fn new(micro_batches: u64) -> Self {
+        let sum = GradientsAccumulator::new();
+        Self { sum, losses: Vec::new(), several: micro_batches > 1 }
+    }
+
+    /// Differentiates a micro-batch and adds its gradient, weighted by its samples.
+    pub(crate) fn add(&mut self, model: &M, loss: Loss) {
+        let Loss { mean, weight } = loss;
+        self.losses.push((mean.clone().inner(), weight));
+        let scaled = if self.several { mean.mul_scalar(weight) } else { mean };
+        let grads = scaled.backward();
+        self.sum.accumulate(model, GradientsParams::from_grads(grads, model));
+    }
+
+    /// The mean gradient, scaled down to `clip_norm` where it is longer.
+    ///
+    /// Clipping multiplies by `clip_norm / (norm + 1e-6)`, as `torch.nn.utils.clip_grad_norm_` does.
+    /// Losses and norm are read from the device at once. A gradient that is not finite comes back
+    /// with a norm that is not finite either.
+    pub(crate) fn finish(
+        mut self,
+        model: &M,
+        clip_norm: Option<f64>,
+        on_host: bool,
+    ) -> Result<Gradient, ExecutionError> {
+        let weight: f64 = self.losses.iter().map(|(_, weight)| weight).sum();
+        let mut params = self.sum.grads();
+        let (losses, squares) = if on_host {
+            let mut measure = SquareOnHost { params: &mut params, sum: 0.0 };
+            model.visit(&mut measure);
+            let squares = measure.sum;
+            let losses = self.losses.iter().map(|(loss, _)| loss.clone());
+            (read(losses.collect())?, squares)
+        } else {
+            let mut measure = SquareOnDevice { params: &params, sums: Vec::new() };
+            model.visit(&mut measure);
+            let n = self.losses.len();
+            let losses = self.losses.iter().map(|(loss, _)| loss.clone().cast(DType::F32));
+            let mut numbers = read(losses.chain(measure.sums).collect())?;
+            let squares = numbers.split_off(n).iter().sum();
+            (numbers, squares)
+        };
+        let divisor = if self.several { weight } else { 1.0 };
+        let norm = squares.sqrt() / divisor;
+        let clip = clip_norm.map_or(1.0, |limit| f64::min(1.0, limit / (norm + 1e-6)));
+        let factor = clip / divisor;
+        if factor != 1.0 {
+            model.visit(&mut Scale { params: &mut params, factor });
+        }
+        let total: f64 = losses.iter().zip(&self.losses).map(|(loss, (_, w))| loss * w).sum();
+        Ok(Gradient { params, loss: total / weight, norm, weight })
+    }
+}
+
+/// Path of the first parameter whose gradient holds a NaN or an infinity.
+pub(crate) fn first_non_finite<M: Module>(model: &M, params: &GradientsParams) -> Option<String> {
+    let mut search = NonFinite { params, path: Vec::new(), found: None };
+    model.visit(&mut search);
+    search.found
+}
+
+/// Reads scalars from the device in one go.
+fn read(scalars: Vec<Tensor<1>>) -> Result<Vec<f64>, ExecutionError> {
+    let data = Tensor::cat(scalars, 0).try_into_data()?;
+    Ok(data.iter::<f64>().collect())
+}
+
+struct SquareOnHost<'a> {
+    params: &'a mut GradientsParams,
+    sum: f64,
+}
+
+impl ModuleVisitor for SquareOnHost<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(grad) = self.params.remove::<D>(param.id) else { return };
+        let (device, dtype) = (grad.device(), grad.dtype());
+        // taken out, read and put back, the storage moves instead of being copied
+        let data = grad.into_data();
+        self.sum += match data.as_slice::<f32>() {
+            Ok(values) => sum_of_squares(values),
+            Err(_) => data.iter::<f64>().map(|x| x * x).sum(),
+        };
+        self.params.register::<D>(param.id, Tensor::from_data(data, (&device, dtype)));
+    }
+}
+
+/// In f64: squares of f32 neither overflow nor vanish, and a million of them add up exactly enough.
+fn sum_of_squares(values: &[f32]) -> f64 {
+    // independent lanes let the loop vectorise; their order is fixed, so the sum is reproducible
+    let mut lanes = [0.0f64; 8];
+    let chunks = values.chunks_exact(lanes.len());
+    let rest: f64 = chunks.remainder().iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += f64::from(x) * f64::from(x);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
+}
+
+struct SquareOnDevice<'a> {
+    params: &'a GradientsParams,
+    sums: Vec<Tensor<1>>,
+}
+
+impl ModuleVisitor for SquareOnDevice<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.params.get::<D>(param.id) {
+            self.sums.push(grad.cast(DType::F32).square().sum());
+        }
+    }
+}
+
+struct Scale<'a> {
+    params: &'a mut GradientsParams,
+    factor: f64,
+}
+
+impl ModuleVisitor for Scale<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if let Some(grad) = self.params.remove::<D>(param.id) {
+            self.params.register::<D>(param.id, grad.mul_scalar(self.factor));
+        }
+    }
+}
+
+struct NonFinite<'a> {
+    params: &'a GradientsParams,
+    path: Vec<String>,
+    found: Option<String>,
+}
+
+impl ModuleVisitor for NonFinite<'_> {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(grad) = self.params.get::<D>(param.id) else { return };
+        if self.found.is_none() && grad.into_data().iter::<f64>().any(|x| !x.is_finite()) {
+            self.found = Some(self.path.join("."));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{Linear, LinearConfig};
+
+    use super::*;
+
+    const INPUTS: usize = 5;
+
+    fn device() -> Device {
+        crate::device::open("flex", 0).unwrap().autodiff()
+    }
+
+    fn fill<const D: usize>(shape: [usize; D], phase: f32) -> Tensor<D> {
+        let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.37 + phase).sin());
+        let values: Vec<f32> = values.collect();
+        Tensor::<1>::from_floats(values.as_slice(), &device()).reshape(shape)
+    }
+
+    fn model() -> Linear {
+        let mut model = LinearConfig::new(INPUTS, 3).init(&device());
+        model.weight = Param::from_tensor(fill([INPUTS, 3], 0.5));
+        model.bias = Some(Param::from_tensor(fill([3], 2.0)));
+        model
+    }
+
+    /// Mean over rows `range` of 32, of a cubic error so that rows differ.
+    fn loss(model: &Linear, range: std::ops::Range<usize>) -> Loss {
+        let weight = range.len() as f64;
+        let x = fill([32, INPUTS], 0.0).slice([range.clone()]);
+        let y = fill([32, 3], 1.0).slice([range]);
+        let error = (model.forward(x) - y).abs().powi_scalar(3);
+        Loss { mean: error.sum_dim(1).mean(), weight }
+    }
+
+    fn gradient(portions: &[usize], clip_norm: Option<f64>, on_host: bool) -> (Gradient, Vec<f64>) {
+        let model = model();
+        let mut sum = Accumulation::new(portions.len() as u64);
+        let mut start = 0;
+        for portion in portions {
+            sum.add(&model, loss(&model, start..start + portion));
+            start += portion;
+        }
+        let gradient = sum.finish(&model, clip_norm, on_host).unwrap();
+        let weight = gradient.params.get::<2>(model.weight.id).unwrap();
+        let bias = gradient.params.get::<1>(model.bias.as_ref().unwrap().id).unwrap();
+        let flat = Tensor::cat(vec![weight.reshape([INPUTS * 3]), bias], 0);
+        let values = flat.into_data().iter::<f64>().collect();
+        (gradient, values)
+    }
+
+    #[test]
+    fn accumulated_micro_batches_equal_one_batch() {
+        for on_host in [true, false] {
+            let (whole, expected) = gradient(&[32], None, on_host);
+            for portions in [vec![8, 8, 8, 8], vec![16, 15, 1], vec![1; 32]] {
+                let (sum, got) = gradient(&portions, None, on_host);
+                for (got, expected) in got.iter().zip(&expected) {
+                    assert!((got - expected).abs() <= 1e-6, "{portions:?}: {got} {expected}");
+                }
+                assert!((sum.loss - whole.loss).abs() <= 1e-6);
+                assert!((sum.norm - whole.norm).abs() <= 1e-6);
+                assert_eq!(sum.weight, 32.0);
+            }
+        }
+    }
+
+    #[test]
+    fn the_norm_is_that_of_all_parameters_together() {
+        for on_host in [true, false] {
+            let (gradient, values) = gradient(&[32], None, on_host);
+            let norm = values.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let tolerance = if on_host { 1e-12 } else { 1e-6 };
+            assert!((gradient.norm - norm).abs() <= tolerance * norm);
+        }
+    }
+
+    #[test]
+    fn clipping_keeps_the_direction_and_reports_the_norm_before() {
+        for (portions, on_host) in [(vec![32], true), (vec![8, 24], true), (vec![8, 24], false)] {
+            let (free, before) = gradient(&portions, None, on_host);
+            let (clipped, after) = gradient(&portions, Some(free.norm / 4.0), on_host);
+            assert_eq!(clipped.norm, free.norm);
+            for (after, before) in after.iter().zip(&before) {
+                assert!((after - before / 4.0).abs() <= 1e-6);
+            }
+            let (_, untouched) = gradient(&portions, Some(free.norm * 1.01), on_host);
+            assert_eq!(untouched, before);
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_is_named() {
+        for on_host in [true, false] {
+            let mut model = model();
+            model.bias = Some(Param::from_tensor(fill([3], 0.0).mul_scalar(f64::INFINITY)));
+            let mut sum = Accumulation::new(1);
+            sum.add(&model, loss(&model, 0..32));
+            let gradient = sum.finish(&model, Some(1.0), on_host).unwrap();
+            assert!(!gradient.norm.is_finite());
+            assert_eq!(first_non_finite(&model, &gradient.params).as_deref(), Some("weight"));
+        }
+    }
+
+    #[test]
+    fn squares_of_the_largest_numbers_do_not_overflow() {
+        let exact = 19.0 * f64::from(1e30f32).powi(2);
+        assert!((sum_of_squares(&[1e30; 19]) - exact).abs() <= 1e-12 * exact);
+    }
+}

@@ -1,0 +1,48 @@
+//! A step-based training engine on Burn: strict configuration, exact resume, atomic checkpoints.
+//!
+//! The engine knows steps, gradients, checkpoints and files; a [`task::Task`] knows data, a model, a
+//! loss and a score. [`trainer::train`] brings them together:
+//!
+//! | module | what it answers |
+//! |---|---|
+//! | [`config`] | what was asked for, and what is wrong with it |
+//! | [`device`] | what computes |
+//! | [`plan`], [`schedule`] | what happens at which step, as pure functions |
+//! | [`trainer`] | the loop |
+//! | [`adam`], [`optim`] | how gradients become updates |
+//! | [`checkpoint`], [`position`] | how a run survives anything |
+//! | [`run_dir`], [`logging`], [`result`] | what a run leaves behind |
+//! | [`report`] | what it shows |
+//! | [`loading`] | how a finished run is used |
+
+pub mod adam;
+mod atomic;
+pub mod checkpoint;
+pub mod conclusion;
+pub mod config;
+pub mod device;
+pub mod error;
+mod gradients;
+mod interrupt;
+pub mod loading;
+pub mod logging;
+pub mod optim;
+pub mod plan;
+pub mod position;
+mod progress;
+pub mod report;
+pub mod result;
+mod resume;
+pub mod run_dir;
+pub mod schedule;
+pub mod task;
+pub mod trainer;
+
+pub use self::{
+    conclusion::Summary,
+    config::Config,
+    error::Error,
+    loading::{evaluate, load_model},
+    task::Task,
+    trainer::{TrainOptions, train},
+};

@@ -1,0 +1,90 @@
+//! Finished runs: their model, and their scores once more.
+
+use std::path::{Path, PathBuf};
+
+use burn::{module::Module, tensor::Device};
+
+use crate::{
+    checkpoint::Checkpoints,
+    config::{Config, DeviceSection},
+    device,
+    error::Error,
+    run_dir,
+    task::{Outcome, Split, Task, TaskConfig},
+};
+
+/// The configuration of a run, its task, and its model with the best weights, ready for inference.
+///
+/// `device` replaces `[device]` of the run. The run may still be going on: nothing is written.
+///
+/// # Errors
+/// [`Error::Usage`] for a directory without a run, [`Error::Config`] for a run of another task,
+/// [`Error::Checkpoint`] for a best checkpoint that is missing or damaged, and those of
+/// [`Task::new`].
+pub fn load_model<T: Task>(
+    run_dir: &Path,
+    device: Option<&DeviceSection>,
+    data_dirs: Vec<PathBuf>,
+) -> Result<(Config<T::Config>, T, T::Model), Error> {
+    let mut config = config_of::<T::Config>(run_dir)?;
+    if let Some(device) = device {
+        config.device = device.clone();
+    }
+    let checkpoint = Checkpoints::of_run(run_dir).load_best()?;
+    let device = device::open(&config.device.backend, config.device.index)?;
+    let settings = config.settings(data_dirs);
+    let (task, model) = T::new(&config.task, &config.data, &config.model, &settings, &device)?;
+    let model = checkpoint.model(model.valid())?;
+    Ok((config, task, model))
+}
+
+/// Scores the best weights of a run once more; nothing is written.
+///
+/// On [`Split::Test`] the outcome has tables and figures, elsewhere only scores.
+///
+/// # Errors
+/// As [`load_model`], and those of the task.
+pub fn evaluate<T: Task>(
+    run_dir: &Path,
+    device: Option<&DeviceSection>,
+    data_dirs: Vec<PathBuf>,
+    split: Split,
+) -> Result<Outcome, Error> {
+    let (_, task, model) = load_model::<T>(run_dir, device, data_dirs)?;
+    match split {
+        Split::Test => task.conclude(&model),
+        Split::Train | Split::Valid => {
+            let metrics = task.evaluate(&model, split)?;
+            Ok(Outcome { metrics, ..Outcome::default() })
+        }
+    }
+}
+
+/// The configuration, the artifacts and the best model of a run, without reading its data.
+///
+/// `build` makes the model with any initial values; they are replaced by those of the checkpoint.
+///
+/// # Errors
+/// As [`load_model`], but for the data.
+pub fn restore_model<C: TaskConfig, M: Module>(
+    run_dir: &Path,
+    device: Option<&DeviceSection>,
+    build: impl FnOnce(&Config<C>, &Device) -> M,
+) -> Result<(Config<C>, serde_json::Value, M), Error> {
+    let mut config = config_of::<C>(run_dir)?;
+    if let Some(device) = device {
+        config.device = device.clone();
+    }
+    let checkpoint = Checkpoints::of_run(run_dir).load_best()?;
+    let device = device::open(&config.device.backend, config.device.index)?;
+    let model = checkpoint.model(build(&config, &device))?;
+    let artifacts = run_dir::info(run_dir).map(|info| info.artifacts).unwrap_or_default();
+    Ok((config, artifacts, model))
+}
+
+/// The configuration that a run was started with.
+fn config_of<C: TaskConfig>(run_dir: &Path) -> Result<Config<C>, Error> {
+    let text = run_dir::config_text(run_dir)?;
+    let origin = run_dir.join("config.toml").display().to_string();
+    Config::<C>::parse(&text, &origin, &[])
+}

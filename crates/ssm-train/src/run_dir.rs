@@ -1,0 +1,300 @@
+//! The directory of a run: who may write into it and what it says of its origin.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{atomic, checkpoint::Checkpoints, error::Error};
+
+/// The Burn release that this crate is built on, as pinned in the workspace.
+pub const BURN_VERSION: &str = "0.22.1";
+
+const CONFIG: &str = "config.toml";
+const RUN: &str = "run.json";
+
+/// A run directory that belongs to this process until it is dropped.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    /// Keeps the lock; the system gives it up with the process, however that ends.
+    _lock: File,
+}
+
+/// `run.json`: what the results of the run depend on besides its configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// `run.seed`.
+    pub seed: u64,
+    /// Numbers in the model.
+    pub parameters: usize,
+    /// What the task says of its data.
+    pub data: String,
+    /// SHA-256 of every data file, by file name.
+    pub data_hashes: BTreeMap<String, String>,
+    /// What the task keeps for later uses of the model; see [`Task::artifacts`](crate::task::Task).
+    pub artifacts: serde_json::Value,
+    /// Parameters that weight decay applies to, where the configuration asks for it.
+    pub decayed_parameters: Vec<String>,
+    /// The processes that worked on the run, in order.
+    pub sessions: Vec<Session>,
+}
+
+/// A process that worked on a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    /// When it started, in UTC.
+    pub started: String,
+    /// Optimiser steps that were done by then.
+    pub from_step: u64,
+    /// Version of this crate.
+    pub version: String,
+    /// Version of Burn.
+    pub burn: String,
+    /// Commit of the git checkout that it was started in, if it was one.
+    pub git_commit: Option<String>,
+    /// Backend in use, never `auto`.
+    pub backend: String,
+    /// Which of several equal devices.
+    pub device_index: usize,
+    /// Processors that it may use.
+    pub cpus: usize,
+}
+
+impl Session {
+    /// The session of this process.
+    #[must_use]
+    pub fn here(from_step: u64, backend: &str, device_index: usize) -> Self {
+        Self {
+            started: jiff::Timestamp::now().to_string(),
+            from_step,
+            version: env!("CARGO_PKG_VERSION").into(),
+            burn: BURN_VERSION.into(),
+            git_commit: std::env::current_dir().ok().and_then(|dir| git_commit(&dir)),
+            backend: backend.into(),
+            device_index,
+            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+}
+
+impl RunDir {
+    /// Creates the directory and takes it for this process.
+    ///
+    /// With `resume` the directory has to hold a run, without it must not hold a checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::RunInUse`], [`Error::RunExists`], [`Error::Usage`] if there is nothing to resume, and
+    /// [`Error::Save`] for a directory that cannot be written.
+    pub fn open(path: &Path, resume: bool) -> Result<Self, Error> {
+        if resume && !path.join(CONFIG).exists() {
+            return Err(Error::Usage {
+                message: format!("nothing to resume in `{}`", path.display()),
+                hint: Some("start the run without `--resume`, or check `run.name`".into()),
+            });
+        }
+        fs::create_dir_all(path).map_err(atomic::save("create the directory", path))?;
+        let lock = lock(path)?;
+        let checkpoints = Checkpoints::of_run(path);
+        if !resume && !checkpoints.steps()?.is_empty() {
+            return Err(Error::RunExists { dir: path.to_owned() });
+        }
+        checkpoints.prepare()?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its `metrics.jsonl`.
+    #[must_use]
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Its `report.html`.
+    #[must_use]
+    pub fn report(&self) -> PathBuf {
+        self.path.join("report.html")
+    }
+
+    /// Its `result.json`.
+    #[must_use]
+    pub fn result(&self) -> PathBuf {
+        self.path.join("result.json")
+    }
+
+    /// Its checkpoints.
+    #[must_use]
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::of_run(&self.path)
+    }
+
+    /// Removes what an earlier end of the run left: it goes on, so it has no result now.
+    ///
+    /// # Errors
+    /// [`Error::Save`].
+    pub fn remove_results(&self) -> Result<(), Error> {
+        for path in [self.result(), self.report()] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(atomic::save("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the resolved configuration and the origin of the run.
+    ///
+    /// # Errors
+    /// [`Error::Save`].
+    pub fn describe(&self, config: &str, info: &RunInfo) -> Result<(), Error> {
+        atomic::replace(&self.path.join(CONFIG), config.as_bytes())?;
+        let path = self.path.join(RUN);
+        let text = serde_json::to_string_pretty(info).map_err(std::io::Error::from);
+        atomic::replace(&path, (text.map_err(atomic::save("write", &path))? + "\n").as_bytes())
+    }
+}
+
+/// The resolved configuration that is written in a run directory.
+///
+/// # Errors
+/// [`Error::Usage`] if there is none.
+pub fn config_text(run_dir: &Path) -> Result<String, Error> {
+    let path = run_dir.join(CONFIG);
+    fs::read_to_string(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::Usage {
+            message: format!("`{}` is no run directory: it has no `{CONFIG}`", run_dir.display()),
+            hint: Some("runs are in `<run.dir>/<run.name>`, by default `runs/<name>`".into()),
+        },
+        _ => atomic::read("read", &path)(error),
+    })
+}
+
+/// The origin of the run in a directory, `None` if it is not known.
+#[must_use]
+pub fn info(run_dir: &Path) -> Option<RunInfo> {
+    serde_json::from_slice(&fs::read(run_dir.join(RUN)).ok()?).ok()
+}
+
+/// Locks `<run>/lock` and writes the number of this process into it.
+fn lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("lock");
+    let mut options = OpenOptions::new();
+    // Not truncated: until the lock is ours, the number in the file is another's.
+    let opened = options.create(true).truncate(false).write(true).open(&path);
+    let mut file = opened.map_err(atomic::save("write", &path))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let pid = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+            return Err(Error::RunInUse { dir: dir.to_owned(), pid });
+        }
+        Err(TryLockError::Error(error)) => return Err(atomic::save("lock", &path)(error)),
+    }
+    let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+    written.map_err(atomic::save("write", &path))?;
+    Ok(file)
+}
+
+/// The commit that is checked out around `dir`, `None` outside a git checkout.
+fn git_commit(dir: &Path) -> Option<String> {
+    let git = dir.ancestors().map(|dir| dir.join(".git")).find(|git| git.is_dir())?;
+    let head = fs::read_to_string(git.join("HEAD")).ok()?;
+    let Some(name) = head.trim().strip_prefix("ref: ") else {
+        return Some(head.trim().to_owned());
+    };
+    if let Ok(commit) = fs::read_to_string(git.join(name)) {
+        return Some(commit.trim().to_owned());
+    }
+    let packed = fs::read_to_string(git.join("packed-refs")).ok()?;
+    let mut lines = packed.lines().filter_map(|line| line.split_once(' '));
+    lines.find(|(_, packed_name)| *packed_name == name).map(|(commit, _)| commit.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_burn_version_is_the_pinned_one() {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Cargo.toml");
+        let manifest: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
+        let pinned = &manifest["workspace"]["dependencies"]["burn"]["version"];
+        assert_eq!(pinned.as_str().unwrap(), format!("={BURN_VERSION}"));
+    }
+
+    #[test]
+    fn the_commit_is_found_loose_packed_and_detached() {
+        let dir = tempfile::tempdir().unwrap();
+        let git = dir.path().join(".git");
+        let write = |name: &str, text: &str| {
+            fs::create_dir_all(git.join(name).parent().unwrap()).unwrap();
+            atomic::write(&git.join(name), text.as_bytes()).unwrap();
+        };
+        let inside = dir.path().join("a/b");
+        assert_eq!(git_commit(&inside), None);
+        write("HEAD", "ref: refs/heads/main\n");
+        write("packed-refs", "# pack-refs\naaaa refs/heads/other\nbbbb refs/heads/main\n");
+        assert_eq!(git_commit(&inside).as_deref(), Some("bbbb"));
+        write("refs/heads/main", "cccc\n");
+        assert_eq!(git_commit(&inside).as_deref(), Some("cccc"));
+        write("HEAD", "dddd\n");
+        assert_eq!(git_commit(dir.path()).as_deref(), Some("dddd"));
+    }
+
+    #[test]
+    fn a_second_holder_is_refused_with_the_process_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = RunDir::open(dir.path(), false).unwrap();
+        let error = RunDir::open(dir.path(), false).unwrap_err();
+        assert_eq!(
+            error.report(),
+            format!(
+                "error: run directory `{}` is in use by process {}\n\
+                 hint: wait for the other process, or choose another `run.name`",
+                dir.path().display(),
+                std::process::id()
+            )
+        );
+        drop(first);
+        RunDir::open(dir.path(), false).unwrap();
+    }
+
+    #[test]
+    fn an_impossible_directory_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        atomic::write(&file, b"").unwrap();
+        let error = RunDir::open(&file.join("run"), false).unwrap_err();
+        let path = file.join("run");
+        let start = format!("error: cannot create the directory `{}`: ", path.display());
+        assert!(error.report().starts_with(&start), "{}", error.report());
+        assert_eq!(error.exit_code(), 3);
+    }
+
+    #[test]
+    fn resuming_nothing_is_an_error_that_creates_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("typo");
+        let error = RunDir::open(&path, true).unwrap_err();
+        assert_eq!(
+            error.report(),
+            format!(
+                "error: nothing to resume in `{}`\n\
+                 hint: start the run without `--resume`, or check `run.name`",
+                path.display()
+            )
+        );
+        assert!(!path.exists());
+    }
+}

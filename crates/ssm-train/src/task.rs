@@ -1,0 +1,151 @@
+//! The single seam between the engine and a science.
+//!
+//! The engine knows steps, gradients, checkpoints and files. A [`Task`] knows data, a model, a loss
+//! and a score. Nothing else passes between them, so a new task never edits the engine.
+
+use std::collections::BTreeMap;
+
+use burn::{
+    module::Module,
+    tensor::{Device, Tensor},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    config::{Issue, Settings},
+    error::Error,
+    report::{Figure, Table},
+};
+
+/// A named part of the data. The trainer passes [`Split::Valid`] while it trains and
+/// [`Split::Test`] exactly once, after the last step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// The samples that gradients come from.
+    Train,
+    /// The samples that select a checkpoint and stop a run.
+    Valid,
+    /// The samples that the reported score comes from.
+    Test,
+}
+
+/// Which direction of a metric is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Smaller is better (errors, losses).
+    Minimise,
+    /// Larger is better (accuracy, AUC).
+    Maximise,
+}
+
+/// The metric that selects the best checkpoint and drives early stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// A key of the [`Metrics`] that [`Task::evaluate`] returns.
+    pub metric: &'static str,
+    /// Its better direction.
+    pub goal: Goal,
+}
+
+/// Scores by name, each a sum over samples divided by a count, in f64.
+pub type Metrics = BTreeMap<String, f64>;
+
+/// The mean loss of one micro-batch and how many samples it stands for.
+pub struct Loss {
+    /// Mean over the micro-batch, shape `[1]`.
+    pub mean: Tensor<1>,
+    /// Number of samples (or tokens) in the mean: accumulated gradients are averaged by it.
+    pub weight: f64,
+}
+
+/// What a finished run has to show: scores on the test split, tables and figures for the report.
+#[derive(Default)]
+pub struct Outcome {
+    /// Scores on the test split.
+    pub metrics: Metrics,
+    /// Tables for the terminal and the report; the first one sums the run up.
+    pub tables: Vec<Table>,
+    /// Figures for the report.
+    pub figures: Vec<Figure>,
+}
+
+/// The task's own sections of a configuration file: `[task.<NAME>]`, `[data]` and `[model]`.
+pub trait TaskConfig: Sized {
+    /// Key under `[task]`.
+    const NAME: &'static str;
+    /// Fields of `[task.<NAME>]`.
+    type Options: Serialize + DeserializeOwned + Clone + Send;
+    /// Fields of `[data]`; usually an externally tagged registry (`[data.ett]`).
+    type Data: Serialize + DeserializeOwned + Clone + Send;
+    /// Fields of `[model]`; usually an externally tagged registry (`[model.s_mamba]`).
+    type Model: Serialize + DeserializeOwned + Clone + Send;
+
+    /// Everything that is wrong with the values, before any file or device is touched.
+    fn validate(options: &Self::Options, data: &Self::Data, model: &Self::Model) -> Vec<Issue>;
+}
+
+/// Data, model, loss and score of one science.
+///
+/// Randomness and data order are pure functions of the seed and the step, so a checkpoint needs no
+/// loader state and a resumed run sees what an uninterrupted run would have seen.
+pub trait Task: Sized {
+    /// The configuration sections that this task reads.
+    type Config: TaskConfig;
+    /// What is trained.
+    type Model: Module;
+    /// Host data of one micro-batch.
+    type Batch: Send;
+
+    /// Reads the data and builds the model, its initial values drawn from `settings.seed`.
+    ///
+    /// # Errors
+    /// Missing or malformed data, and sizes that do not fit the data.
+    fn new(
+        options: &<Self::Config as TaskConfig>::Options,
+        data: &<Self::Config as TaskConfig>::Data,
+        model: &<Self::Config as TaskConfig>::Model,
+        settings: &Settings,
+        device: &Device,
+    ) -> Result<(Self, Self::Model), Error>;
+
+    /// One line on the data for the run header: source, rows, windows, splits.
+    fn describe(&self) -> String;
+
+    /// SHA-256 of every data file that was read, by file name.
+    fn data_hashes(&self) -> BTreeMap<String, String>;
+
+    /// What a later use of the model needs beside its weights (scalers, column names, vocabularies);
+    /// stored with the run. Nothing by default.
+    fn artifacts(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// Number of micro-batches in one pass over the training split.
+    fn batches_per_epoch(&self) -> u64;
+
+    /// Micro-batch number `index` of a run, counted from 0 over all epochs; pure in (settings, index).
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    fn batch(&self, index: u64) -> Result<Self::Batch, Error>;
+
+    /// Mean loss of a micro-batch; gradients flow to every parameter of `model`.
+    fn loss(&self, model: &Self::Model, batch: Self::Batch) -> Loss;
+
+    /// The metric of the validation split that selects checkpoints.
+    fn selection(&self) -> Selection;
+
+    /// Scores on a split, over every sample in order, equal for any batch size.
+    ///
+    /// `model` holds no autodiff graph.
+    ///
+    /// # Errors
+    /// Data that cannot be read, or a device failure.
+    fn evaluate(&self, model: &Self::Model, split: Split) -> Result<Metrics, Error>;
+
+    /// Scores on the test split with the tables and figures of the report; called once a run.
+    ///
+    /// # Errors
+    /// As [`Task::evaluate`].
+    fn conclude(&self, model: &Self::Model) -> Result<Outcome, Error>;
+}

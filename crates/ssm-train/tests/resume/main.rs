@@ -1,0 +1,243 @@
+//! A run that is cut and resumed ends with the bits of one that was not.
+
+mod damage;
+mod toy;
+
+use std::process::Command;
+
+use ssm_train::{Error, logging};
+use toy::{checkpoints, config, run, trace};
+
+const CHILD: &str = "SSM_TEST_CHILD";
+
+#[test]
+fn equal_runs_have_equal_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| config(dir.path(), name, &[]));
+    for config in [&first, &second] {
+        let summary = run(config, false, &[]).unwrap();
+        assert_eq!(summary.metric, "mse");
+        assert!(!summary.stopped_early);
+        assert_eq!(summary.result.steps, 28);
+        assert!(summary.report.exists());
+    }
+    assert_eq!(trace(&first), trace(&second));
+}
+
+#[test]
+fn training_improves_the_score() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "x", &["train.epochs=40", "schedule={constant={}}"]);
+    run(&config, false, &[]).unwrap();
+    let rows = logging::rows(&config.run.path().join("metrics.jsonl")).unwrap();
+    let scores: Vec<f64> = rows.iter().filter_map(|row| row["mse"].as_f64()).collect();
+    assert_eq!(scores.len(), 40);
+    assert!(scores[39] < 0.25 * scores[0], "{scores:?}");
+}
+
+/// The process loses what came after its last checkpoint, wherever in the epoch that was.
+#[test]
+fn a_run_that_fell_over_continues_with_the_same_bits() {
+    let settings: [&[&str]; 4] = [
+        &["checkpoint.every_steps=3"],
+        &["checkpoint.every_steps=1", "checkpoint.keep=100"],
+        &["train.accumulate=3", "checkpoint.every_steps=2", "train.clip_norm=0.5"],
+        &["train.accumulate=3", "checkpoint.every_steps=2", "train.eval_every_steps=2"],
+    ];
+    for (case, overrides) in settings.into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = config(dir.path(), "whole", overrides);
+        run(&whole, false, &[]).unwrap();
+        let expected = trace(&whole);
+        for fail in [6, 9, 13, 14, 20] {
+            let name = format!("cut_{fail}");
+            let cut = config(dir.path(), &name, overrides);
+            let error = run(&cut, false, &[&format!("fail={fail}")]).unwrap_err();
+            assert_eq!(error.to_string(), format!("`rows`: lost at {fail}"));
+            let saved = checkpoints(&cut).steps().unwrap();
+            assert!(!saved.is_empty() && saved.iter().all(|step| step % 7 < 7));
+            run(&cut, true, &[]).unwrap();
+            assert_eq!(trace(&cut), expected, "case {case}, cut at {fail}");
+        }
+    }
+}
+
+#[test]
+fn a_run_can_be_cut_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let overrides = ["checkpoint.every_steps=1"];
+    let whole = config(dir.path(), "whole", &overrides);
+    run(&whole, false, &[]).unwrap();
+    let cut = config(dir.path(), "cut", &overrides);
+    for fail in 2..28 {
+        run(&cut, fail > 2, &[&format!("fail={fail}")]).unwrap_err();
+    }
+    run(&cut, true, &[]).unwrap();
+    assert_eq!(trace(&cut), trace(&whole));
+}
+
+#[test]
+fn what_was_never_saved_starts_from_the_beginning() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, cut] = ["whole", "cut"].map(|name| config(dir.path(), name, &[]));
+    run(&whole, false, &[]).unwrap();
+    run(&cut, false, &["fail=5"]).unwrap_err();
+    run(&cut, true, &[]).unwrap();
+    assert_eq!(trace(&cut), trace(&whole));
+
+    let again = config(dir.path(), "again", &[]);
+    run(&again, false, &["fail=5"]).unwrap_err();
+    run(&again, false, &[]).unwrap();
+    assert_eq!(trace(&again), trace(&whole));
+}
+
+#[test]
+fn a_half_written_line_of_the_log_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, cut] = ["whole", "cut"].map(|name| config(dir.path(), name, &[]));
+    run(&whole, false, &[]).unwrap();
+    run(&cut, false, &["fail=16"]).unwrap_err();
+    let log = cut.run.path().join("metrics.jsonl");
+    let mut text = std::fs::read(&log).unwrap();
+    text.extend_from_slice(b"{\"step\":15,\"split\":\"tr");
+    overwrite(&log, &text);
+    run(&cut, true, &[]).unwrap();
+    assert_eq!(trace(&cut), trace(&whole));
+}
+
+#[test]
+fn a_finished_run_is_concluded_but_not_trained_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "x", &[]);
+    let sealed = run(&config, false, &["conclude=0"]).unwrap_err();
+    assert_eq!(sealed.to_string(), "`rows`: the test split is sealed");
+    let log = std::fs::read(config.run.path().join("metrics.jsonl")).unwrap();
+
+    let first = run(&config, true, &["fail=0"]).unwrap();
+    // `result.json` is there now, so the test split stays closed.
+    let second = run(&config, true, &["conclude=0"]).unwrap();
+    assert_eq!(first, second);
+    assert_eq!(first.tables()[0].rows.len(), 1);
+    assert_eq!(log, std::fs::read(config.run.path().join("metrics.jsonl")).unwrap());
+}
+
+#[test]
+fn a_finished_run_can_be_made_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let short = config(dir.path(), "x", &["schedule={constant={}}"]);
+    assert_eq!(run(&short, false, &[]).unwrap().result.steps, 28);
+    let long = config(dir.path(), "x", &["schedule={constant={}}", "train.epochs=6"]);
+    let error = run(&long, true, &["fail=40"]).unwrap_err();
+    assert_eq!(error.to_string(), "`rows`: lost at 40");
+    assert!(!long.run.path().join("result.json").exists(), "it has no result for the moment");
+    assert_eq!(run(&long, true, &[]).unwrap().result.steps, 42);
+    let text = std::fs::read_to_string(long.run.path().join("config.toml")).unwrap();
+    assert!(text.contains("epochs = 6"));
+}
+
+#[test]
+fn an_existing_run_is_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "x", &[]);
+    run(&config, false, &[]).unwrap();
+    let error = run(&config, false, &[]).unwrap_err();
+    assert_eq!(
+        error.report(),
+        format!(
+            "error: run directory `{}` already holds a run\n\
+             hint: continue it with `--resume`, or choose another `run.name`",
+            config.run.path().display()
+        )
+    );
+}
+
+#[test]
+fn another_model_cannot_continue_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    run(&config(dir.path(), "x", &[]), false, &["fail=20"]).unwrap_err();
+    for (change, key, old, new) in [
+        ("model.width=8", "model.width", "16", "8"),
+        ("run.seed=6", "run.seed", "5", "6"),
+        ("train.batch_size=9", "train.batch_size", "8", "9"),
+        ("train.accumulate=2", "train.accumulate", "1", "2"),
+    ] {
+        let changed = config(dir.path(), "x", &[change]);
+        let error = run(&changed, true, &[]).unwrap_err();
+        assert_eq!(
+            error.report(),
+            format!(
+                "error: cannot resume `{}`: `{key}` is {old} in the checkpoint and {new} in the \
+                 config\nhint: start a new run directory, or restore the value",
+                changed.run.path().display()
+            )
+        );
+    }
+}
+
+#[test]
+fn patience_ends_a_run_and_the_best_is_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    let scores = "task.toy.scores=[3.0, 1.0, 2.0, 1.0, 0.5]";
+    let config = config(dir.path(), "x", &[scores, "train.epochs=9", "train.patience=2"]);
+    let summary = run(&config, false, &[]).unwrap();
+    assert!(summary.stopped_early);
+    assert_eq!(summary.result.steps, 28, "the fourth evaluation equals the second");
+    assert_eq!(summary.best.unwrap().step, 14);
+    assert_eq!(summary.result.scored_step, 14);
+    // Not trained further, and not concluded again either.
+    assert_eq!(run(&config, true, &["fail=28", "conclude=0"]).unwrap(), summary);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_never_reaches_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, cut] = ["whole", "cut"].map(|name| config(dir.path(), name, &[]));
+    run(&whole, false, &[]).unwrap();
+    let error = run(&cut, false, &["nan=16"]).unwrap_err();
+    assert_eq!(error.to_string(), "the loss NaN (gradient norm NaN) is not finite at step 16");
+    assert!(matches!(error, Error::NonFinite { step: 16, .. }));
+    assert_eq!(checkpoints(&cut).steps().unwrap(), [7, 14]);
+    run(&cut, true, &[]).unwrap();
+    assert_eq!(trace(&cut), trace(&whole));
+}
+
+#[test]
+fn a_signal_saves_the_step_and_the_run_continues() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = config(dir.path(), "whole", &[]);
+    run(&whole, false, &[]).unwrap();
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child_that_gets_a_signal", "--ignored", "--test-threads=1"])
+        .env(CHILD, dir.path())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let cut = config(dir.path(), "cut", &[]);
+    assert_eq!(checkpoints(&cut).steps().unwrap(), [7, 10]);
+    run(&cut, true, &[]).unwrap();
+    // The run was saved once more often than the other, and all else is equal.
+    let [mut cut, whole] = [&cut, &whole].map(trace);
+    cut.checkpoints.retain(|(step, ..)| *step != 10);
+    assert_eq!(cut, whole);
+}
+
+#[test]
+#[ignore = "run by `a_signal_saves_the_step_and_the_run_continues` in a process of its own"]
+fn child_that_gets_a_signal() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let cut = config(dir.as_ref(), "cut", &[]);
+    let error = run(&cut, false, &["signal=9"]).unwrap_err();
+    assert_eq!(
+        error.report(),
+        "error: interrupted by signal 15 at step 10\nhint: continue with `--resume`"
+    );
+    assert_eq!(error.exit_code(), 143);
+}
+
+fn overwrite(path: &std::path::Path, bytes: &[u8]) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tests play the part of a crash and of a bad disk"
+    )]
+    std::fs::write(path, bytes).unwrap();
+}

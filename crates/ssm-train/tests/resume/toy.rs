@@ -1,0 +1,339 @@
+//! A task small enough to train in milliseconds: a perceptron with dropout on synthetic rows.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use burn::{
+    module::{Module, ModuleVisitor, Param, ParamId},
+    nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig},
+    optim::GradientsParams,
+    tensor::{Device, Tensor, activation::relu},
+};
+use rand::{Rng, SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use ssm_train::{
+    Config, Error, Summary, Task, TrainOptions,
+    checkpoint::Checkpoints,
+    config::{Issue, Settings},
+    logging, optim,
+    report::Table,
+    task::{Goal, Loss, Metrics, Outcome, Selection, Split, TaskConfig},
+    train,
+};
+
+pub(crate) const N_TRAIN: usize = 50;
+const N_VALID: usize = 13;
+const INPUTS: usize = 4;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ToyOptions {
+    /// Scores that evaluations return, in order, instead of the model's.
+    #[serde(default)]
+    pub(crate) scores: Vec<f64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ToyData {}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ToyModel {
+    pub(crate) width: usize,
+    pub(crate) dropout: f64,
+}
+
+pub(crate) struct ToyConfig;
+
+impl TaskConfig for ToyConfig {
+    const NAME: &'static str = "toy";
+    type Options = ToyOptions;
+    type Data = ToyData;
+    type Model = ToyModel;
+
+    fn validate(_: &ToyOptions, _: &ToyData, _: &ToyModel) -> Vec<Issue> {
+        Vec::new()
+    }
+}
+
+#[derive(Module, Debug)]
+pub(crate) struct Perceptron {
+    hidden: Linear,
+    norm: LayerNorm,
+    dropout: Dropout,
+    out: Linear,
+}
+
+impl Perceptron {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.out.forward(self.dropout.forward(relu(self.norm.forward(self.hidden.forward(x)))))
+    }
+}
+
+pub(crate) struct Toy {
+    settings: Settings,
+    scores: Vec<f64>,
+    evaluations: Cell<usize>,
+    /// What goes wrong, passed as `<what>=<micro-batch>` among the data directories, which unlike
+    /// the configuration may differ between the sessions of a run.
+    faults: BTreeMap<String, u64>,
+}
+
+impl Toy {
+    fn row(&self, index: usize) -> ([f32; INPUTS], f32) {
+        let mut rng = ChaCha8Rng::seed_from_u64(index as u64);
+        let x: [f32; INPUTS] = std::array::from_fn(|_| (rng.next_u32() >> 8) as f32 / 16777216.0);
+        (x, (x[0] * 3.0).sin() + x[1] * x[2] - x[3])
+    }
+
+    fn rows(&self, indices: &[usize]) -> (Vec<f32>, Vec<f32>) {
+        let rows: Vec<_> = indices.iter().map(|index| self.row(*index)).collect();
+        (rows.iter().flat_map(|(x, _)| *x).collect(), rows.iter().map(|(_, y)| *y).collect())
+    }
+
+    fn is_hit(&self, fault: &str, index: u64) -> bool {
+        self.faults.get(fault) == Some(&index)
+    }
+
+    fn error(&self, model: &Perceptron, x: &[f32], y: &[f32]) -> Tensor<2> {
+        let device = model.out.weight.val().device();
+        let x = Tensor::<1>::from_floats(x, &device).reshape([y.len(), INPUTS]);
+        let y = Tensor::<1>::from_floats(y, &device).reshape([y.len(), 1]);
+        (model.forward(x) - y).square()
+    }
+}
+
+impl Task for Toy {
+    type Config = ToyConfig;
+    type Model = Perceptron;
+    type Batch = (Vec<f32>, Vec<f32>);
+
+    fn new(
+        options: &ToyOptions,
+        _data: &ToyData,
+        model: &ToyModel,
+        settings: &Settings,
+        device: &Device,
+    ) -> Result<(Self, Perceptron), Error> {
+        device.seed(settings.seed);
+        let network = Perceptron {
+            hidden: LinearConfig::new(INPUTS, model.width).init(device),
+            norm: LayerNormConfig::new(model.width).init(device),
+            dropout: DropoutConfig::new(model.dropout).init(),
+            out: LinearConfig::new(model.width, 1).init(device),
+        };
+        let faults = settings.data_dirs.iter().filter_map(|dir| {
+            let (fault, index) = dir.to_str()?.split_once('=')?;
+            Some((fault.to_owned(), index.parse().ok()?))
+        });
+        let task = Self {
+            settings: settings.clone(),
+            scores: options.scores.clone(),
+            evaluations: Cell::new(0),
+            faults: faults.collect(),
+        };
+        Ok((task, network))
+    }
+
+    fn describe(&self) -> String {
+        format!("{N_TRAIN} synthetic rows")
+    }
+
+    fn data_hashes(&self) -> BTreeMap<String, String> {
+        BTreeMap::from([("rows".to_owned(), "00".to_owned())])
+    }
+
+    fn batches_per_epoch(&self) -> u64 {
+        N_TRAIN.div_ceil(self.settings.batch_size) as u64
+    }
+
+    fn batch(&self, index: u64) -> Result<Self::Batch, Error> {
+        if self.is_hit("fail", index) {
+            return Err(Error::Data {
+                path: "rows".into(),
+                message: format!("lost at {index}"),
+                hint: None,
+            });
+        }
+        if self.is_hit("signal", index) {
+            signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
+        }
+        let (epoch, place) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
+        let mut order: Vec<usize> = (0..N_TRAIN).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
+        rng.set_stream(epoch);
+        order.shuffle(&mut rng);
+        let start = place as usize * self.settings.batch_size;
+        let end = (start + self.settings.batch_size).min(N_TRAIN);
+        let (x, mut y) = self.rows(&order[start..end]);
+        if self.is_hit("nan", index) {
+            y[0] = f32::NAN;
+        }
+        Ok((x, y))
+    }
+
+    fn loss(&self, model: &Perceptron, (x, y): Self::Batch) -> Loss {
+        Loss { mean: self.error(model, &x, &y).mean(), weight: y.len() as f64 }
+    }
+
+    fn selection(&self) -> Selection {
+        Selection { metric: "mse", goal: Goal::Minimise }
+    }
+
+    fn evaluate(&self, model: &Perceptron, split: Split) -> Result<Metrics, Error> {
+        assert_ne!(split, Split::Test, "the trainer only evaluates on other splits");
+        let rows: Vec<usize> = (1000..1000 + N_VALID).collect();
+        let (x, y) = self.rows(&rows);
+        let errors = self.error(model, &x, &y).into_data();
+        let evaluation = self.evaluations.replace(self.evaluations.get() + 1);
+        let mse = errors.iter::<f64>().sum::<f64>() / N_VALID as f64;
+        let mse = self.scores.get(evaluation).copied().unwrap_or(mse);
+        Ok(Metrics::from([("mse".to_owned(), mse)]))
+    }
+
+    fn conclude(&self, model: &Perceptron) -> Result<Outcome, Error> {
+        let rows: Vec<usize> = (2000..2000 + N_VALID).collect();
+        let (x, y) = self.rows(&rows);
+        let errors = self.error(model, &x, &y).into_data();
+        let mse = errors.iter::<f64>().sum::<f64>() / N_VALID as f64;
+        if self.faults.contains_key("conclude") {
+            return Err(Error::Data {
+                path: "rows".into(),
+                message: "the test split is sealed".into(),
+                hint: None,
+            });
+        }
+        let table = Table {
+            title: "Test".to_owned(),
+            columns: vec!["model".to_owned(), "mse".to_owned()],
+            rows: vec![vec!["perceptron".to_owned(), format!("{mse:.6}")]],
+            note: String::new(),
+        };
+        let metrics = Metrics::from([("mse".to_owned(), mse)]);
+        Ok(Outcome { metrics, tables: vec![table], figures: Vec::new() })
+    }
+}
+
+/// Four epochs of seven micro-batches, the last one smaller, in `dir/name`.
+pub(crate) fn config(dir: &Path, name: &str, overrides: &[&str]) -> Config<ToyConfig> {
+    let text = format!(
+        "[run]\nname = \"{name}\"\ndir = {:?}\nseed = 5\n\
+         [device]\nbackend = \"flex\"\n\
+         [task.toy]\n\
+         [data]\n\
+         [model]\nwidth = 16\ndropout = 0.3\n\
+         [optim.adamw]\nlr = 0.01\nweight_decay = 0.1\n\
+         [schedule.epoch_decay]\n\
+         [train]\nepochs = 4\nbatch_size = 8\n\
+         [log]\nevery_steps = 3\n",
+        dir.to_str().unwrap()
+    );
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+    match Config::parse(&text, "toy.toml", &overrides) {
+        Ok(config) => config,
+        Err(error) => panic!("{}", error.report()),
+    }
+}
+
+/// Trains with faults such as `fail=9`.
+///
+/// Burn's CPU random numbers have one state per process, so runs in threads would mix them up.
+pub(crate) fn run(
+    config: &Config<ToyConfig>,
+    resume: bool,
+    faults: &[&str],
+) -> Result<Summary, Error> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let data_dirs = faults.iter().map(PathBuf::from).collect();
+    train::<Toy>(config, &TrainOptions { resume, quiet: true, data_dirs })
+}
+
+pub(crate) fn checkpoints(config: &Config<ToyConfig>) -> Checkpoints {
+    Checkpoints::of_run(&config.run.path())
+}
+
+/// Everything that two equal runs have in common: log lines without times, results, and for every
+/// checkpoint its position, its weights by path and the weights after one more optimiser step,
+/// which depend on every number of the optimiser's state.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Trace {
+    pub(crate) rows: Vec<Value>,
+    pub(crate) result: String,
+    pub(crate) checkpoints: Vec<(u64, String, Weights, Weights)>,
+}
+
+type Weights = BTreeMap<String, Vec<u32>>;
+
+pub(crate) fn trace(config: &Config<ToyConfig>) -> Trace {
+    let dir = config.run.path();
+    let mut rows = logging::rows(&dir.join("metrics.jsonl")).unwrap();
+    for row in rows.iter_mut().map(|row| row.as_object_mut().unwrap()) {
+        row.remove("elapsed_secs").unwrap();
+        row.remove("samples_per_sec");
+    }
+    let all = checkpoints(config);
+    let checkpoints = all.steps().unwrap().into_iter().map(|step| {
+        let checkpoint = all.load(step).unwrap();
+        let device = ssm_train::device::open("flex", 0).unwrap().autodiff();
+        let settings = config.settings(Vec::new());
+        let (_, model) =
+            Toy::new(&config.task, &config.data, &config.model, &settings, &device).unwrap();
+        let model = checkpoint.model(model).unwrap();
+        let optimizer = optim::build(&config.optim, &model, &device);
+        let mut optimizer = checkpoint.optimizer(optimizer).unwrap();
+        let weights = weights(&model);
+        let mut position = serde_json::to_value(checkpoint.position()).unwrap();
+        // Lines hold times, and those have different lengths.
+        position["metrics"].as_object_mut().unwrap().remove("bytes").unwrap();
+        let mut grads = Constant { grads: GradientsParams::new() };
+        model.visit(&mut grads);
+        let next = optimizer.step(0.5, model, grads.grads);
+        (step, position.to_string(), weights, self::weights(&next))
+    });
+    let checkpoints = checkpoints.collect();
+    let result = std::fs::read_to_string(dir.join("result.json")).unwrap();
+    Trace { rows, result, checkpoints }
+}
+
+/// Bits of every parameter by path.
+fn weights(model: &Perceptron) -> Weights {
+    #[derive(Default)]
+    struct Collect {
+        path: Vec<String>,
+        weights: Weights,
+    }
+    impl ModuleVisitor for Collect {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_owned());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let bits = param.val().into_data().iter::<f32>().map(f32::to_bits).collect();
+            self.weights.insert(self.path.join("."), bits);
+        }
+    }
+    let mut collect = Collect::default();
+    model.visit(&mut collect);
+    collect.weights
+}
+
+struct Constant {
+    grads: GradientsParams,
+}
+
+impl ModuleVisitor for Constant {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let id: ParamId = param.id;
+        self.grads.register(id, param.val().inner().zeros_like().add_scalar(0.25));
+    }
+}

@@ -1,0 +1,142 @@
+//! `ssm`: train, evaluate and use selective state space models from one TOML file.
+//!
+//! Data goes to standard output, messages to standard error. Exit codes: 0 success, 1 failure,
+//! 2 wrong usage, configuration or data, 3 the run directory could not be written, 128 + signal
+//! number after an interrupt that left a checkpoint.
+
+mod data;
+mod evaluate;
+mod predict;
+mod train;
+
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use ssm_train::{Error, report::Table, report::text_table};
+
+/// Tensors of some megabytes are made and dropped all the time; the system's allocator returns each to
+/// the kernel and faults it in again, which costs a third of a training step.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Train selective state space models (Mamba and its family) from one TOML file.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Train a model, score it on the test split and write a report.
+    Train(train::TrainArgs),
+    /// Score a trained run again.
+    Eval(evaluate::EvalArgs),
+    /// Apply a trained run to a file.
+    Predict(predict::PredictArgs),
+    /// Data sets that the tasks know.
+    Data(data::DataArgs),
+}
+
+/// Where data sets are looked for.
+#[derive(Args)]
+struct DataDirs {
+    /// Directory with data sets; may be given several times. Searched before the directory in the
+    /// environment variable SSM_DATA and before `data/`.
+    #[arg(long = "data-dir", value_name = "DIR")]
+    data_dirs: Vec<PathBuf>,
+}
+
+impl DataDirs {
+    /// The directories in the order in which they are searched.
+    fn resolve(self) -> Vec<PathBuf> {
+        let mut dirs = self.data_dirs;
+        dirs.extend(std::env::var_os("SSM_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from));
+        dirs.push(PathBuf::from("data"));
+        dirs
+    }
+}
+
+/// Which device runs a finished model.
+#[derive(Args)]
+struct DeviceArgs {
+    /// Backend, `flex` or `ndarray`, with an index as in `cuda:0` where there are several devices.
+    /// Default: the one that trained the run.
+    #[arg(long, value_name = "BACKEND[:INDEX]")]
+    device: Option<String>,
+}
+
+impl DeviceArgs {
+    fn section(&self) -> Result<Option<ssm_train::config::DeviceSection>, Error> {
+        self.device.as_deref().map(device_section).transpose()
+    }
+}
+
+/// Reads `backend` or `backend:index`.
+fn device_section(text: &str) -> Result<ssm_train::config::DeviceSection, Error> {
+    let (backend, index) = text.split_once(':').unwrap_or((text, "0"));
+    let index = index.parse().map_err(|_| Error::Usage {
+        message: format!("`{text}` is not a device: expected an index after `:`, got `{index}`"),
+        hint: Some("write it as in `cuda:0`".into()),
+    })?;
+    Ok(ssm_train::config::DeviceSection { backend: backend.to_owned(), index })
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_target(false)
+        .without_time()
+        .init();
+    let done = match cli.verb {
+        Verb::Train(args) => train::run(args),
+        Verb::Eval(args) => evaluate::run(args),
+        Verb::Predict(args) => predict::run(args),
+        Verb::Data(args) => data::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A closed standard error leaves only the exit code to tell.
+            let _ = writeln!(std::io::stderr(), "{}", error.report());
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Writes text to standard output; a reader that went away (`| head`) is no error.
+fn print(text: &str) -> Result<(), Error> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::Io { path: "standard output".into(), action: "write to".into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tables as text, or as JSON objects with the columns as keys.
+fn print_tables(tables: &[Table], json: bool) -> Result<(), Error> {
+    if !json {
+        let texts: Vec<String> = tables.iter().map(text_table).collect();
+        return print(&texts.join("\n"));
+    }
+    let rows = |table: &Table| -> serde_json::Value {
+        let row = |row: &Vec<String>| -> serde_json::Value {
+            let cells = table.columns.iter().cloned().zip(row.iter().map(|cell| {
+                cell.parse::<f64>().map_or_else(|_| cell.clone().into(), serde_json::Value::from)
+            }));
+            serde_json::Value::Object(cells.collect())
+        };
+        table.rows.iter().map(row).collect()
+    };
+    let all: serde_json::Map<_, _> =
+        tables.iter().map(|table| (table.title.clone(), rows(table))).collect();
+    print(&format!("{}\n", serde_json::Value::Object(all)))
+}

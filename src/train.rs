@@ -1,0 +1,68 @@
+//! `ssm train`: from a configuration to a scored model.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ssm_tasks::{TASKS, TaskEntry, TaskVisitor, with_task};
+use ssm_train::{
+    Error, TrainOptions,
+    config::{self, Config},
+};
+
+use crate::{DataDirs, print, print_tables};
+
+#[derive(Args)]
+pub(crate) struct TrainArgs {
+    /// Configuration file.
+    config: PathBuf,
+    /// Override of a value, as in `--set optim.adam.lr=1e-4`; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Continue the run of this name from its newest checkpoint.
+    #[arg(long)]
+    resume: bool,
+    /// Backend, with an index as in `cuda:0`; the same as `--set device.backend=…`.
+    #[arg(long, value_name = "BACKEND[:INDEX]")]
+    device: Option<String>,
+    /// No progress bar.
+    #[arg(long, short)]
+    quiet: bool,
+    /// Print the tables as JSON.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    data: DataDirs,
+}
+
+pub(crate) fn run(args: TrainArgs) -> Result<(), Error> {
+    let text = config::read(&args.config)?;
+    let name = config::task_name(&text, &args.config.display().to_string(), TASKS)?;
+    with_task(&name, Train(args))?
+}
+
+struct Train(TrainArgs);
+
+impl TaskVisitor for Train {
+    type Output = Result<(), Error>;
+
+    fn visit<T: TaskEntry>(self) -> Self::Output {
+        let TrainArgs { config, mut overrides, resume, device, quiet, json, data } = self.0;
+        if let Some(device) = device {
+            let section = crate::device_section(&device)?;
+            overrides.push(format!("device.backend={}", section.backend));
+            overrides.push(format!("device.index={}", section.index));
+        }
+        let config = Config::<T::Config>::load(&config, &overrides)?;
+        let options = TrainOptions { resume, quiet, data_dirs: data.resolve() };
+        let summary = ssm_train::train::<T>(&config, &options)?;
+        print_tables(summary.tables(), json)?;
+        if json {
+            return Ok(());
+        }
+        print(&format!(
+            "\nrun     {}\nreport  {}\n",
+            summary.run_dir.display(),
+            summary.report.display()
+        ))
+    }
+}
