@@ -34,10 +34,11 @@ impl TaskVisitor for Predict {
     fn visit<T: TaskEntry>(self) -> Self::Output {
         let PredictArgs { run, input, output, device } = self.0;
         let device = device.section()?;
-        let (config, artifacts, model) =
-            ssm_train::loading::restore_model::<T::Config, _>(&run, device.as_ref(), |config, device| {
-                T::restore(&config.task, &config.model, config.run.seed, device)
-            })?;
+        let (config, artifacts, model) = ssm_train::loading::restore_model::<T::Config, _>(
+            &run,
+            device.as_ref(),
+            |config, device| T::restore(&config.task, &config.model, config.run.seed, device),
+        )?;
         let text = T::predict(&config.task, &artifacts, &model, &input)?;
         let Some(output) = output else { return print(&text) };
         std::fs::File::create(&output)

@@ -182,30 +182,28 @@ impl Checkpoints {
         first_error.map_or(Ok(None), Err)
     }
 
-    /// The checkpoint that `best` names, or if there is no such file, `last`.
+    /// The checkpoint that `best` names, or the newest intact one if nothing was the best yet.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if there is none or if it is damaged.
     pub fn load_best(&self) -> Result<Checkpoint, Error> {
-        for name in [BEST, LAST] {
-            let path = self.dir.join(name);
-            match fs::read_to_string(&path) {
-                Ok(text) => {
-                    let step = step_of(text.trim());
-                    let step = step.ok_or_else(|| {
-                        broken(&path, format!("`{}` names no checkpoint", text.trim()))
-                    })?;
-                    return self.load(step);
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(atomic::read("read", &path)(error)),
+        let path = self.dir.join(BEST);
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let name = text.trim();
+                let step = step_of(name)
+                    .ok_or_else(|| broken(&path, format!("`{name}` names no checkpoint")))?;
+                self.load(step)
             }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.load_newest()?.ok_or_else(|| Error::Checkpoint {
+                    path: self.dir.clone(),
+                    message: "there is none yet".into(),
+                    hint: Some("train the run first".into()),
+                })
+            }
+            Err(error) => Err(atomic::read("read", &path)(error)),
         }
-        Err(Error::Checkpoint {
-            path: self.dir.clone(),
-            message: "there is none yet".into(),
-            hint: Some("train the run first".into()),
-        })
     }
 
     /// Reads the checkpoint of one step and verifies size and SHA-256 of its files.

@@ -6,7 +6,7 @@ use burn::{
     tensor::{DType, Device, ExecutionError, Tensor},
 };
 
-use crate::task::Loss;
+use crate::{error::Error, task::Loss};
 
 /// Whether tensors of `device` live in host memory, so that reading one as a slice copies nothing.
 ///
@@ -91,8 +91,25 @@ impl<M: Module> Accumulation<M> {
     }
 }
 
+impl Gradient {
+    /// Refuses a loss or a gradient that must not reach the weights.
+    pub(crate) fn check_finite<M: Module>(&self, model: &M, step: u64) -> Result<(), Error> {
+        let Self { params, loss, norm, .. } = self;
+        if loss.is_finite() && norm.is_finite() {
+            return Ok(());
+        }
+        let what = match first_non_finite(model, params) {
+            Some(name) if loss.is_finite() => format!("the gradient of `{name}` (loss {loss})"),
+            _ => format!("the loss {loss} (gradient norm {norm})"),
+        };
+        let hint =
+            "resume from the last checkpoint with a lower learning rate or `train.clip_norm`";
+        Err(Error::NonFinite { step, what, hint: Some(hint.into()) })
+    }
+}
+
 /// Path of the first parameter whose gradient holds a NaN or an infinity.
-pub(crate) fn first_non_finite<M: Module>(model: &M, params: &GradientsParams) -> Option<String> {
+fn first_non_finite<M: Module>(model: &M, params: &GradientsParams) -> Option<String> {
     let mut search = NonFinite { params, path: Vec::new(), found: None };
     model.visit(&mut search);
     search.found
@@ -285,8 +302,25 @@ mod tests {
             sum.add(&model, loss(&model, 0..32));
             let gradient = sum.finish(&model, Some(1.0), on_host).unwrap();
             assert!(!gradient.norm.is_finite());
-            assert_eq!(first_non_finite(&model, &gradient.params).as_deref(), Some("weight"));
+            let named = first_non_finite(&model, &gradient.params);
+            assert_eq!(named.as_deref(), Some("weight"));
+            assert!(gradient.check_finite(&model, 3).is_err());
         }
+    }
+
+    /// An overflow in the backward pass alone is found by the norm and named by parameter.
+    #[test]
+    fn a_finite_loss_does_not_hide_a_gradient_that_is_not() {
+        let (mut gradient, _) = gradient(&[32], None, true);
+        let model = model();
+        gradient.params = GradientsParams::new();
+        gradient.params.register(model.weight.id, fill([INPUTS, 3], 0.0).inner() / 0.0);
+        (gradient.loss, gradient.norm) = (0.5, f64::INFINITY);
+        let error = gradient.check_finite(&model, 3).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the gradient of `weight` (loss 0.5) is not finite at step 3"
+        );
     }
 
     #[test]

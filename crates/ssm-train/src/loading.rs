@@ -13,6 +13,9 @@ use crate::{
     task::{Outcome, Split, Task, TaskConfig},
 };
 
+/// The configuration of a run, its task, and its model.
+pub type LoadedRun<T> = (Config<<T as Task>::Config>, T, <T as Task>::Model);
+
 /// The configuration of a run, its task, and its model with the best weights, ready for inference.
 ///
 /// `device` replaces `[device]` of the run. The run may still be going on: nothing is written.
@@ -25,7 +28,7 @@ pub fn load_model<T: Task>(
     run_dir: &Path,
     device: Option<&DeviceSection>,
     data_dirs: Vec<PathBuf>,
-) -> Result<(Config<T::Config>, T, T::Model), Error> {
+) -> Result<LoadedRun<T>, Error> {
     let mut config = config_of::<T::Config>(run_dir)?;
     if let Some(device) = device {
         config.device = device.clone();

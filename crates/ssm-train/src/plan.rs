@@ -2,7 +2,26 @@
 
 use std::ops::Range;
 
-use crate::config::{CheckpointSection, LogSection, TrainSection};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::{
+    config::{CheckpointSection, Config, Issue, LogSection, TrainSection},
+    error::Error,
+    task::TaskConfig,
+};
+
+/// Stream of the generator that seeds steps; tasks draw from others.
+const STEP_STREAM: u64 = u64::from_be_bytes(*b"ssm-step");
+
+/// Seed of the random numbers of a step, counted from 0.
+#[must_use]
+pub fn step_seed(seed: u64, step: u64) -> u64 {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(STEP_STREAM);
+    rng.set_word_pos(2 * u128::from(step));
+    rng.next_u64()
+}
 
 /// Lengths of a run in optimiser steps. Everything it says is a pure function of the step.
 ///
@@ -22,6 +41,30 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan of a configuration for a training split of so many micro-batches.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a split without a micro-batch, and for a schedule that does not fit
+    /// into the run.
+    pub fn of<T: TaskConfig>(config: &Config<T>, batches_per_epoch: u64) -> Result<Self, Error> {
+        let Config { train, checkpoint, log, schedule, .. } = config;
+        let refuse = |path: &str, message: String| {
+            let origin = config.run.path().display().to_string();
+            Err(Error::issues(&origin, vec![Issue::new(path, message)]))
+        };
+        if batches_per_epoch == 0 {
+            let message = format!("the training split has no batch of {}", train.batch_size);
+            return refuse("train.batch_size", message);
+        }
+        let plan = Self::new(train, checkpoint, log, batches_per_epoch);
+        let (needed, steps) = (schedule.min_steps(), plan.total_steps);
+        if needed > steps {
+            let message = format!("warm-up and decay take {needed} steps, the run has {steps}");
+            return refuse("schedule", message);
+        }
+        Ok(plan)
+    }
+
     /// The plan for a training split of `batches_per_epoch >= 1` micro-batches.
     #[must_use]
     pub fn new(
@@ -86,6 +129,15 @@ mod tests {
     fn plan(train: TrainSection, every_steps: Option<u64>) -> Plan {
         let checkpoint = CheckpointSection { every_steps, ..CheckpointSection::default() };
         Plan::new(&train, &checkpoint, &LogSection { every_steps: 4 }, 10)
+    }
+
+    #[test]
+    fn steps_have_seeds_of_their_own() {
+        let seeds: Vec<u64> =
+            (0..3).flat_map(|seed| (0..100).map(move |step| step_seed(seed, step))).collect();
+        let distinct: std::collections::BTreeSet<&u64> = seeds.iter().collect();
+        assert_eq!(distinct.len(), seeds.len());
+        assert_eq!(step_seed(1, 7), seeds[107], "a function of seed and step alone");
     }
 
     #[test]

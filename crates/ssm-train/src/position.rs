@@ -105,6 +105,17 @@ impl Position {
         self.best.map_or(self.step, |best| best.step)
     }
 
+    /// Without its checkpoint the best evaluation is worth nothing: the search for it starts again.
+    pub(crate) fn forget_lost_best(&mut self, saved_steps: &[u64]) {
+        if let Some(best) = self.best
+            && !saved_steps.contains(&best.step)
+        {
+            tracing::warn!("the best checkpoint, of step {}, is gone; searching anew", best.step);
+            self.best = None;
+            self.evaluations_since_best = 0;
+        }
+    }
+
     /// Whether `patience` evaluations went by without improvement.
     #[must_use]
     pub fn out_of_patience(&self, patience: Option<u64>) -> bool {

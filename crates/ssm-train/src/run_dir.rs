@@ -21,8 +21,8 @@ const RUN: &str = "run.json";
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    /// Keeps the lock; the system gives it up with the process, however that ends.
-    _lock: File,
+    /// Holds the lock; the system gives it up with the process, however that ends.
+    lock: File,
 }
 
 /// `run.json`: what the results of the run depend on besides its configuration.
@@ -104,7 +104,7 @@ impl RunDir {
             return Err(Error::RunExists { dir: path.to_owned() });
         }
         checkpoints.prepare()?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self { path: path.to_owned(), lock })
     }
 
     /// The directory.
@@ -162,6 +162,14 @@ impl RunDir {
         let path = self.path.join(RUN);
         let text = serde_json::to_string_pretty(info).map_err(std::io::Error::from);
         atomic::replace(&path, (text.map_err(atomic::save("write", &path))? + "\n").as_bytes())
+    }
+}
+
+impl Drop for RunDir {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a child process that is being started still has it.
+        // Should it fail, the end of this process unlocks.
+        let _ = self.lock.unlock();
     }
 }
 

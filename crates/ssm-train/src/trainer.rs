@@ -6,24 +6,22 @@ use std::{
 };
 
 use burn::{
-    module::Module,
+    module::{Module, ModuleVisitor, Param},
     optim::ModuleOptimizer,
-    tensor::{Device, ExecutionError},
+    tensor::{Device, ExecutionError, Tensor},
 };
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use crate::{
     checkpoint::Checkpoints,
     conclusion::{Summary, conclude},
-    config::{Config, Issue},
+    config::Config,
     device,
     error::Error,
-    gradients::{Accumulation, Gradient, first_non_finite, is_host},
+    gradients::{Accumulation, Gradient, is_host},
     interrupt::Interrupt,
     logging::{EvaluationRow, MetricsLog, TrainRow},
     optim,
-    plan::Plan,
+    plan::{Plan, step_seed},
     position::Position,
     progress::{Progress, StepNumbers},
     resume,
@@ -123,7 +121,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         let settings = config.settings(options.data_dirs.clone());
         let (task, mut model) =
             T::new(&config.task, &config.data, &config.model, &settings, &device)?;
-        let plan = plan(config, task.batches_per_epoch())?;
+        // Burn draws initial values when they are first used, which must be now, not after the
+        // generator was seeded for a step.
+        model.visit(&mut DrawInitialValues);
+        let plan = Plan::of(config, task.batches_per_epoch())?;
         let mut optimizer = optim::build(&config.optim, &model, &device);
         let mut position = Position::start(config.run.seed);
         let mut info = RunInfo {
@@ -144,7 +145,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             model = checkpoint.model(model)?;
             optimizer = checkpoint.optimizer(optimizer)?;
             position = checkpoint.position().clone();
-            forget_lost_best(&mut position, &checkpoints)?;
+            position.forget_lost_best(&checkpoints.steps()?);
             checkpoints.point(&position)?;
         }
         info.sessions.push(Session::here(position.step, backend, config.device.index));
@@ -191,7 +192,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let gradient = sum
             .finish(model, self.config.train.clip_norm, self.on_host)
             .map_err(|error| self.device_failed(&error))?;
-        self.refuse_non_finite(model, &gradient)?;
+        gradient.check_finite(model, step)?;
         Ok((gradient, clock.elapsed()))
     }
 
@@ -279,20 +280,6 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
     }
 
-    fn refuse_non_finite(&self, model: &T::Model, gradient: &Gradient) -> Result<(), Error> {
-        let Gradient { params, loss, norm, .. } = gradient;
-        if loss.is_finite() && norm.is_finite() {
-            return Ok(());
-        }
-        let what = match first_non_finite(model, params) {
-            Some(name) if loss.is_finite() => format!("the gradient of `{name}` (loss {loss})"),
-            _ => format!("the loss {loss} (gradient norm {norm})"),
-        };
-        let hint =
-            "resume from the last checkpoint with a lower learning rate or `train.clip_norm`";
-        Err(Error::NonFinite { step: self.position.step, what, hint: Some(hint.into()) })
-    }
-
     fn device_failed(&self, error: &ExecutionError) -> Error {
         Error::Device {
             device: self.config.device.backend.clone(),
@@ -304,41 +291,10 @@ impl<'a, T: Task> Trainer<'a, T> {
     }
 }
 
-/// Seed of the random numbers of a step.
-fn step_seed(seed: u64, step: u64) -> u64 {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(STEP_STREAM);
-    rng.set_word_pos(2 * u128::from(step));
-    rng.next_u64()
-}
+struct DrawInitialValues;
 
-/// Stream of the generator that seeds steps; tasks draw from others.
-const STEP_STREAM: u64 = u64::from_be_bytes(*b"ssm-step");
-
-fn plan<T: crate::task::TaskConfig>(config: &Config<T>, batches: u64) -> Result<Plan, Error> {
-    let origin = config.run.path().display().to_string();
-    let refuse = |issue| Err(Error::issues(&origin, vec![issue]));
-    if batches == 0 {
-        let message = format!("the training split has no batch of {}", config.train.batch_size);
-        return refuse(Issue::new("train.batch_size", message));
+impl ModuleVisitor for DrawInitialValues {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        param.val();
     }
-    let plan = Plan::new(&config.train, &config.checkpoint, &config.log, batches);
-    let (least, total) = (config.schedule.min_steps(), plan.total_steps);
-    if least > total {
-        let message = format!("warm-up and decay take {least} steps, the run has {total}");
-        return refuse(Issue::new("schedule", message));
-    }
-    Ok(plan)
-}
-
-/// Without its checkpoint the best evaluation is worth nothing: the search for it starts again.
-fn forget_lost_best(position: &mut Position, checkpoints: &Checkpoints) -> Result<(), Error> {
-    if let Some(best) = position.best
-        && !checkpoints.steps()?.contains(&best.step)
-    {
-        tracing::warn!("the best checkpoint, of step {}, is gone; searching anew", best.step);
-        position.best = None;
-        position.evaluations_since_best = 0;
-    }
-    Ok(())
 }

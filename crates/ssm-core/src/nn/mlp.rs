@@ -7,7 +7,7 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::init::Init;
+use crate::{init::Init, ops::linear::linear};
 
 /// Width and form of an [`Mlp`].
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -50,14 +50,14 @@ impl Mlp {
     /// Applies the layer to every position.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [d_hidden, _] = self.fc2.weight.dims();
-        let hidden = self.fc1.forward(x);
+        let hidden = linear(&self.fc1, x);
         let hidden = if hidden.dims()[2] == d_hidden {
             activation::gelu(hidden)
         } else {
             let value = hidden.clone().narrow(2, 0, d_hidden);
             value * activation::silu(hidden.narrow(2, d_hidden, d_hidden))
         };
-        self.fc2.forward(hidden)
+        linear(&self.fc2, hidden)
     }
 
     /// Multiplies the output projection by `factor`.

@@ -10,6 +10,7 @@
 
 pub mod causal_conv1d;
 mod disjoint;
+pub mod linear;
 pub mod primitive;
 pub mod selective_scan;
 mod simd;

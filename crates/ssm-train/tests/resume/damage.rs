@@ -7,11 +7,15 @@ use std::{
     time::Duration,
 };
 
-use ssm_train::{Error, config::DeviceSection, evaluate, load_model, task::Split};
+use burn::tensor::Device;
+use ssm_train::{
+    Config, Error, Task, config::DeviceSection, evaluate, load_model, loading::restore_model,
+    task::Split,
+};
 
 use crate::{
     CHILD, overwrite,
-    toy::{self, Toy, checkpoints, config, run, trace},
+    toy::{self, N_TRAIN, Toy, ToyConfig, alone, checkpoints, config, run, trace, weights},
 };
 
 fn flip_a_bit(path: &Path) {
@@ -116,6 +120,7 @@ fn finished_runs_can_be_loaded_and_scored_again() {
     let config = config(dir.path(), "x", &[]);
     let summary = run(&config, false, &[]).unwrap();
     let path = config.run.path();
+    let _guard = alone();
     let (loaded, ..) = load_model::<Toy>(&path, None, Vec::new()).unwrap();
     assert_eq!(loaded, config);
     let outcome = evaluate::<Toy>(&path, None, Vec::new(), Split::Test).unwrap();
@@ -125,6 +130,16 @@ fn finished_runs_can_be_loaded_and_scored_again() {
     let valid = evaluate::<Toy>(&path, Some(&device), Vec::new(), Split::Valid).unwrap();
     let best = summary.best.unwrap().value;
     assert!((valid.metrics["mse"] - best).abs() <= 1e-6 * best);
+
+    let build = |config: &Config<ToyConfig>, device: &Device| {
+        Toy::new(&config.task, &config.data, &config.model, &config.settings(Vec::new()), device)
+            .unwrap()
+            .1
+    };
+    let (_, artifacts, restored) = restore_model(&path, None, build).unwrap();
+    assert_eq!(artifacts["rows"], N_TRAIN);
+    let (.., model) = load_model::<Toy>(&path, None, Vec::new()).unwrap();
+    assert_eq!(weights(&restored), weights(&model));
 
     let error = load_model::<Toy>(dir.path(), None, Vec::new()).err().unwrap();
     assert_eq!(

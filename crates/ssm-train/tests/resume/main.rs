@@ -1,5 +1,7 @@
 //! A run that is cut and resumed ends with the bits of one that was not.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test may fail as the test itself may")]
+
 mod damage;
 mod toy;
 
@@ -116,7 +118,9 @@ fn a_finished_run_is_concluded_but_not_trained_again() {
     let first = run(&config, true, &["fail=0"]).unwrap();
     // `result.json` is there now, so the test split stays closed.
     let second = run(&config, true, &["conclude=0"]).unwrap();
-    assert_eq!(first, second);
+    assert_eq!((&first.report, first.tables()), (&second.report, second.tables()));
+    let [first_mse, second_mse] = [&first, &second].map(|run| run.result.metrics["mse"]);
+    assert!((first_mse - second_mse).abs() <= 1e-12, "JSON may lose the last bit");
     assert_eq!(first.tables()[0].rows.len(), 1);
     assert_eq!(log, std::fs::read(config.run.path().join("metrics.jsonl")).unwrap());
 }
@@ -185,7 +189,8 @@ fn patience_ends_a_run_and_the_best_is_scored() {
     assert_eq!(summary.best.unwrap().step, 14);
     assert_eq!(summary.result.scored_step, 14);
     // Not trained further, and not concluded again either.
-    assert_eq!(run(&config, true, &["fail=28", "conclude=0"]).unwrap(), summary);
+    let again = run(&config, true, &["fail=28", "conclude=0"]).unwrap();
+    assert_eq!((again.best, again.tables()), (summary.best, summary.tables()));
 }
 
 #[test]

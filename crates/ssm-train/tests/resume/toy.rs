@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use burn::{
@@ -150,6 +150,10 @@ impl Task for Toy {
         BTreeMap::from([("rows".to_owned(), "00".to_owned())])
     }
 
+    fn artifacts(&self) -> Value {
+        serde_json::json!({ "rows": N_TRAIN })
+    }
+
     fn batches_per_epoch(&self) -> u64 {
         N_TRAIN.div_ceil(self.settings.batch_size) as u64
     }
@@ -242,16 +246,20 @@ pub(crate) fn config(dir: &Path, name: &str, overrides: &[&str]) -> Config<ToyCo
     }
 }
 
+/// Burn's CPU random numbers have one state per process, so whatever draws them, be it only for the
+/// initial values of a model, does so alone.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Trains with faults such as `fail=9`.
-///
-/// Burn's CPU random numbers have one state per process, so runs in threads would mix them up.
 pub(crate) fn run(
     config: &Config<ToyConfig>,
     resume: bool,
     faults: &[&str],
 ) -> Result<Summary, Error> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _guard = alone();
     let data_dirs = faults.iter().map(PathBuf::from).collect();
     train::<Toy>(config, &TrainOptions { resume, quiet: true, data_dirs })
 }
@@ -270,9 +278,10 @@ pub(crate) struct Trace {
     pub(crate) checkpoints: Vec<(u64, String, Weights, Weights)>,
 }
 
-type Weights = BTreeMap<String, Vec<u32>>;
+pub(crate) type Weights = BTreeMap<String, Vec<u32>>;
 
 pub(crate) fn trace(config: &Config<ToyConfig>) -> Trace {
+    let _guard = alone();
     let dir = config.run.path();
     let mut rows = logging::rows(&dir.join("metrics.jsonl")).unwrap();
     for row in rows.iter_mut().map(|row| row.as_object_mut().unwrap()) {
@@ -304,7 +313,7 @@ pub(crate) fn trace(config: &Config<ToyConfig>) -> Trace {
 }
 
 /// Bits of every parameter by path.
-fn weights(model: &Perceptron) -> Weights {
+pub(crate) fn weights(model: &Perceptron) -> Weights {
     #[derive(Default)]
     struct Collect {
         path: Vec<String>,

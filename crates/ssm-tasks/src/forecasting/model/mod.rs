@@ -1,6 +1,7 @@
 //! Forecasters: one file and one registry line each.
 
 mod dlinear;
+mod dropout;
 mod s_mamba;
 
 use burn::{

@@ -2,7 +2,7 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear},
+    nn::{LayerNorm, LayerNormConfig, Linear},
     tensor::{Device, Tensor, activation::gelu},
 };
 use serde::{Deserialize, Serialize};
@@ -10,10 +10,11 @@ use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
     nn::{Bidirectional, BidirectionalConfig, Merge},
+    ops::linear::linear,
 };
 use ssm_train::config::Issue;
 
-use super::N_MAX;
+use super::{N_MAX, dropout::dropout};
 use crate::forecasting::window::Input;
 
 /// `[model.s_mamba]`. Defaults are those of the published program (S-D-Mamba@e7e8bf0, `run.py`),
@@ -94,7 +95,6 @@ impl SMambaConfig {
         let d_model = self.d_model;
         let bidirectional = BidirectionalConfig { mixer: self.mixer.clone(), merge: self.merge };
         let norm = || LayerNormConfig::new(d_model).with_epsilon(1e-5).init(device);
-        let dropout = DropoutConfig::new(self.dropout).init();
         SMamba {
             embedding: init.linear(lookback_len, d_model, true),
             layers: (0..self.n_layer)
@@ -104,12 +104,12 @@ impl SMambaConfig {
                     linear1: init.linear(d_model, self.d_ff, true),
                     linear2: init.linear(self.d_ff, d_model, true),
                     norm2: norm(),
-                    dropout: dropout.clone(),
+                    dropout: self.dropout,
                 })
                 .collect(),
             norm_f: norm(),
             projector: init.linear(d_model, pred_len, true),
-            dropout,
+            dropout: self.dropout,
             use_norm: self.use_norm,
         }
     }
@@ -144,7 +144,7 @@ pub struct SMamba {
     layers: Vec<SMambaLayer>,
     norm_f: LayerNorm,
     projector: Linear,
-    dropout: Dropout,
+    dropout: f64,
     use_norm: bool,
 }
 
@@ -163,13 +163,13 @@ impl SMamba {
             Some(marks) => Tensor::cat(vec![x, marks], 1),
             None => x,
         };
-        let mut tokens = self.dropout.forward(self.embedding.forward(tokens));
+        let mut tokens = dropout(linear(&self.embedding, tokens), self.dropout);
         for layer in &self.layers {
             tokens = layer.forward(tokens); // [batch, n_variates + n_marks, d_model]
         }
         // The rest works token by token, so calendar tokens can go now.
         let tokens = self.norm_f.forward(tokens.narrow(1, 0, n_variates));
-        let y = self.projector.forward(tokens); // [batch, n_variates, pred_len]
+        let y = linear(&self.projector, tokens); // [batch, n_variates, pred_len]
         match statistics {
             Some((mean, std)) => y * std + mean,
             None => y,
@@ -202,7 +202,7 @@ pub struct SMambaLayer {
     linear1: Linear,
     linear2: Linear,
     norm2: LayerNorm,
-    dropout: Dropout,
+    dropout: f64,
 }
 
 impl SMambaLayer {
@@ -210,8 +210,8 @@ impl SMambaLayer {
     #[must_use]
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let x = self.norm1.forward(x.clone() + self.mixer.forward(x));
-        let hidden = self.dropout.forward(gelu(self.linear1.forward(x.clone())));
-        let y = self.dropout.forward(self.linear2.forward(hidden));
+        let hidden = dropout(gelu(linear(&self.linear1, x.clone())), self.dropout);
+        let y = dropout(linear(&self.linear2, hidden), self.dropout);
         self.norm2.forward(x + y)
     }
 }
