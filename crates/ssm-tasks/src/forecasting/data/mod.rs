@@ -142,7 +142,7 @@ data_sets! {
     "traffic" => Traffic(TrafficConfig), &traffic::KNOWN;
     /// Solar power of 137 plants, every 10 minutes. Lai et al. 2018, arXiv:1703.07015.
     "solar" => Solar(SolarConfig), &solar::KNOWN;
-    /// Traffic flow of California, every 5 minutes, four districts. Liu et al. 2022, arXiv:2106.09305.
+    /// Traffic flow of four districts, every 5 minutes. Liu et al. 2022, arXiv:2106.09305.
     "pems" => Pems(PemsConfig), &pems::KNOWN;
     /// Any CSV file with a header.
     "csv" => Csv(CsvConfig), &csv::KNOWN;

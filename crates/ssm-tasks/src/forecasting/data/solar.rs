@@ -1,6 +1,7 @@
 //! Solar: power of 137 photovoltaic plants in Alabama in 2006.
 //!
-//! The file has no header and no dates, so there are no calendar features. Splits are 70, 10 and 20 %.
+//! The file has no header and no dates, so there are no calendar features. Splits are 70, 10 and
+//! 20 %.
 
 use std::path::PathBuf;
 

@@ -187,7 +187,7 @@ impl Rows<'_> {
                 self.header[index],
                 shown(cell)
             ),
-            Some("formats: `2016-07-01 00:00:00`, `2016-07-01 00:00`, `2016-07-01`, with `/` or `T` too"),
+            Some("write it as `2016-07-01 00:00:00`, `2016-07-01 00:00` or `2016-07-01`"),
         ))
     }
 }
