@@ -2,5 +2,6 @@
 
 mod causal_conv1d;
 mod mixer_laws;
+mod pointwise;
 mod selective_scan;
 mod support;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig},
+    ops::pointwise::reverse,
 };
 
 /// How the two directions become one.
@@ -64,7 +65,7 @@ pub struct Bidirectional {
 impl Bidirectional {
     /// Mixes whole sequences in both directions.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let backward = self.backward.forward(x.clone().flip([1])).flip([1]);
+        let backward = reverse(self.backward.forward(reverse(x.clone())));
         let sum = self.forward.forward(x) + backward;
         if self.merge == 1.0 { sum } else { sum * self.merge }
     }

@@ -7,7 +7,10 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{init::Init, ops::linear::linear};
+use crate::{
+    init::Init,
+    ops::{linear::linear, pointwise::gelu},
+};
 
 /// Width and form of an [`Mlp`].
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -52,7 +55,7 @@ impl Mlp {
         let [d_hidden, _] = self.fc2.weight.dims();
         let hidden = linear(&self.fc1, x);
         let hidden = if hidden.dims()[2] == d_hidden {
-            activation::gelu(hidden)
+            gelu(hidden)
         } else {
             let value = hidden.clone().narrow(2, 0, d_hidden);
             value * activation::silu(hidden.narrow(2, d_hidden, d_hidden))

@@ -54,7 +54,7 @@ pub(crate) fn check_shape<const D: usize>(
 /// A backend whose tensors live in host memory.
 pub(crate) trait HostBackend: Backend {
     /// A tensor held as contiguous f32 values.
-    type Values: AsRef<[f32]>;
+    type Values: AsRef<[f32]> + Sync;
 
     /// The values in row-major order, converted to f32 if need be and borrowed if they are f32.
     fn values(tensor: FloatTensor<Self>) -> Self::Values;
@@ -65,6 +65,9 @@ pub(crate) trait HostBackend: Backend {
         shape: [usize; D],
         like: &FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// A tensor of the shape and dtype of `like`, on its device.
+    fn tensor_like(values: Vec<f32>, like: &FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// An f32 tensor on the device of `like`.
     fn tensor_f32<const D: usize>(
@@ -122,6 +125,11 @@ mod flex {
             }
         }
 
+        fn tensor_like(values: Vec<f32>, like: &FlexTensor) -> FlexTensor {
+            let data = TensorData::new(values, like.layout().shape().clone());
+            FlexTensor::from_data(data.convert_dtype(like.dtype()))
+        }
+
         fn tensor_f32<const D: usize>(
             values: Vec<f32>,
             shape: [usize; D],
@@ -163,6 +171,11 @@ mod ndarray {
             like: &FloatTensor<Self>,
         ) -> FloatTensor<Self> {
             let data = TensorData::new(values, shape).convert_dtype(like.dtype());
+            Self::float_from_data(data, &like.device())
+        }
+
+        fn tensor_like(values: Vec<f32>, like: &FloatTensor<Self>) -> FloatTensor<Self> {
+            let data = TensorData::new(values, like.shape()).convert_dtype(like.dtype());
             Self::float_from_data(data, &like.device())
         }
 

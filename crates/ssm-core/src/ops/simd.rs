@@ -26,6 +26,10 @@ const EXP2: [f32; 6] = [
 /// Minimax coefficients of `(atanh(s)/s - 1)/s^2` in `s^2` on [0, 1/9].
 const ATANH: [f32; 5] = [0.333_333_34, 0.199_998_48, 0.142_964_06, 0.108_500_21, 0.116_268_91];
 
+/// Abramowitz & Stegun 7.1.26: `erfc(x) = (ERFC . t^k) e^(-x^2)` with `t = 1 / (1 + ERFC_P x)`.
+const ERFC: [f32; 5] = [0.254_829_6, -0.284_496_74, 1.421_413_7, -1.453_152, 1.061_405_4];
+const ERFC_P: f32 = 0.327_591_1;
+
 /// Adding and subtracting 1.5 * 2^23 rounds to an integer; with the exponent bias of f32 added, the
 /// low bits of the sum are the exponent field of the power of two.
 const ROUND: f32 = 12_582_912.0;
@@ -97,6 +101,28 @@ impl<S: Simd> Lanes<S> {
         let positive = self.simd.greater_than_or_equal_f32s(x, self.splat(0.0));
         let numerator = self.simd.select_f32s(positive, one, e);
         self.simd.div_f32s(numerator, self.add(one, e))
+    }
+
+    /// Integral and density of the standard normal distribution at `x`.
+    #[inline(always)]
+    pub(crate) fn normal(self, x: S::f32s) -> (S::f32s, S::f32s) {
+        let one = self.splat(1.0);
+        let half = self.splat(0.5);
+        let magnitude = self.simd.abs_f32s(x);
+        // e^(-x^2 / 2) with the exponent clamped where its power is zero in f32 anyway.
+        let e = self.exp2(self.mul(self.mul(x, x), self.splat(-0.5 * std::f32::consts::LOG2_E)));
+        // erfc(|x| / sqrt 2) = poly(t) e^(-x^2 / 2), t = 1 / (1 + p |x| / sqrt 2)
+        let scaled = self.mul(magnitude, self.splat(ERFC_P * std::f32::consts::FRAC_1_SQRT_2));
+        let t = self.simd.div_f32s(one, self.add(one, scaled));
+        let mut p = self.splat(ERFC[4]);
+        for k in (0..4).rev() {
+            p = self.fma(p, t, self.splat(ERFC[k]));
+        }
+        let tail = self.mul(self.mul(self.mul(p, t), e), half);
+        let positive = self.simd.greater_than_or_equal_f32s(x, self.splat(0.0));
+        let cdf = self.simd.select_f32s(positive, self.sub(one, tail), tail);
+        // 1 / sqrt(2 pi)
+        (cdf, self.mul(e, self.splat(0.398_942_3)))
     }
 
     /// `(softplus(x), sigmoid(x))`: the step size and its derivative share an exponential.

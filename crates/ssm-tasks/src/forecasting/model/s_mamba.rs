@@ -3,14 +3,14 @@
 use burn::{
     module::Module,
     nn::{LayerNorm, LayerNormConfig, Linear},
-    tensor::{Device, Tensor, activation::gelu},
+    tensor::{Device, Tensor},
 };
 use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
     nn::{Bidirectional, BidirectionalConfig, Merge},
-    ops::linear::linear,
+    ops::{linear::linear, pointwise::gelu},
 };
 use ssm_train::config::Issue;
 

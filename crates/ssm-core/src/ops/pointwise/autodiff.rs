@@ -1,0 +1,77 @@
+//! The backward passes, registered once for every backend.
+
+use burn::backend::{
+    Backend,
+    autodiff::{
+        Autodiff,
+        checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+        grads::Gradients,
+        ops::{Backward, Ops, OpsKind},
+    },
+    tensor::FloatTensor,
+};
+
+use super::extension::PointwiseOps;
+
+#[derive(Debug)]
+struct Reverse;
+
+impl<B: Backend + PointwiseOps> Backward<B, 1> for Reverse {
+    type State = ();
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        if let [Some(parent)] = ops.parents {
+            grads.register::<B>(parent.id, B::reverse(grad));
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Gelu;
+
+impl<B: Backend + PointwiseOps> Backward<B, 1> for Gelu {
+    type State = FloatTensor<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        if let [Some(parent)] = ops.parents {
+            grads.register::<B>(parent.id, B::gelu_bwd(ops.state, grad));
+        }
+    }
+}
+
+impl<B: Backend + PointwiseOps, C: CheckpointStrategy> PointwiseOps for Autodiff<B, C> {
+    fn reverse(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let node = x.node();
+        let y = B::reverse(x.primitive().clone());
+        match Backward::<B, 1>::prepare::<C>(Reverse, [node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn gelu_fwd(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let node = x.node();
+        let x = x.primitive().clone();
+        let y = B::gelu_fwd(x.clone());
+        match Backward::<B, 1>::prepare::<C>(Gelu, [node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(x, y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn gelu_bwd(_x: FloatTensor<Self>, _grad_y: FloatTensor<Self>) -> FloatTensor<Self> {
+        panic!("gelu has first-order gradients only: its backward has no backward")
+    }
+}

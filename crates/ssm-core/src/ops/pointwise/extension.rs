@@ -1,0 +1,22 @@
+//! The seam between the public functions and the backends.
+
+#![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
+
+use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+
+/// Small operations of a backend.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Autodiff
+)]
+pub trait PointwiseOps: Backend {
+    /// `[batch, seq_len, channels]` with the sequence turned round.
+    fn reverse(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// GELU of every element.
+    fn gelu_fwd(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `grad_y * gelu'(x)`.
+    fn gelu_bwd(x: FloatTensor<Self>, grad_y: FloatTensor<Self>) -> FloatTensor<Self>;
+}

@@ -1,0 +1,49 @@
+//! Small operations that a backend does slowly when left to itself.
+//!
+//! Each stands here because a profile of a training step showed it: on the CPU, Burn's GELU calls a
+//! scalar `erf` for every element, forwards and backwards, and its `flip` is a view with a negative
+//! stride, which the next operation then reads element by element. May import Burn.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use ssm_core::ops::pointwise::{gelu, reverse};
+//!
+//! let x = Tensor::<3>::ones([2, 5, 4], &Device::flex());
+//! assert_eq!(gelu(reverse(x)).dims(), [2, 5, 4]);
+//! ```
+
+mod autodiff;
+mod cpu;
+pub mod extension;
+
+use burn::{backend::Dispatch, tensor::Tensor};
+
+use self::extension::PointwiseOps;
+
+/// The sequence read from its end: `y_t = x_{seq_len - 1 - t}`.
+///
+/// # Shapes
+/// `[batch, seq_len, channels]` in and out.
+///
+/// # Gradients
+/// The input; the gradient is reversed too.
+pub fn reverse(x: Tensor<3>) -> Tensor<3> {
+    Tensor::from_dispatch(<Dispatch as PointwiseOps>::reverse(x.into_dispatch()))
+}
+
+/// Gaussian error linear unit, `x * (1 + erf(x / sqrt 2)) / 2`, the exact form and not the tanh one.
+///
+/// # Shapes
+/// Any; same shape out.
+///
+/// # Numerics
+/// On the CPU `erf` comes from a rational polynomial times an exponential, absolute error 1.5e-7.
+///
+/// # Gradients
+/// The input. First order only.
+///
+/// # Source
+/// Hendrycks & Gimpel 2016, arXiv:1606.08415; `erf` by Abramowitz & Stegun, formula 7.1.26.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as PointwiseOps>::gelu_fwd(x.into_dispatch()))
+}

@@ -1,0 +1,201 @@
+//! The rooms of the source tree and what each may import: see `CONTRIBUTING.md`.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::{fs, path::Path};
+
+/// A source file below `src/` of one of the packages.
+struct Source {
+    /// From the root of the repository, with `/`.
+    path: String,
+    /// Without comments, and without the unit tests at the foot of the file.
+    code: String,
+    lines: usize,
+}
+
+impl Source {
+    fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap()
+    }
+
+    fn within(&self, folder: &str) -> bool {
+        self.path.starts_with(folder)
+    }
+}
+
+/// Every Rust file below `src/`, `crates/*/src/`.
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join("src")];
+    folders.extend(children(&root.join("crates")).into_iter().map(|path| path.join("src")));
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for path in children(&folder) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
+                let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+                sources.push(Source {
+                    path: path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/"),
+                    code: lines.map(|line| format!("{line}\n")).collect(),
+                    lines: text.lines().count(),
+                });
+            }
+        }
+    }
+    assert!(sources.len() > 50, "only {} source files found", sources.len());
+    sources
+}
+
+fn children(folder: &Path) -> Vec<std::path::PathBuf> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Fails for every file that holds one of `words` and is not `allowed` to.
+fn only_in(words: &[&str], allowed: impl Fn(&Source) -> bool) {
+    let broken: Vec<String> = sources()
+        .iter()
+        .filter(|source| !allowed(source))
+        .flat_map(|source| {
+            let found = words.iter().filter(|word| source.code.contains(**word));
+            found.map(|word| format!("{} holds `{word}`", source.path)).collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn crates_depend_in_one_direction() {
+    only_in(&["ssm_tasks"], |source| source.within("src/") || source.within("crates/ssm-tasks"));
+    only_in(&["ssm_train"], |source| source.within("src/") || source.within("crates/ssm-tasks"));
+    only_in(&["ssm_core"], |source| source.within("crates/ssm-tasks"));
+    // The engine names no model.
+    for source in sources().iter().filter(|source| source.within("crates/ssm-train")) {
+        let code = source.code.to_lowercase();
+        assert!(!code.contains("mamba"), "{} names a model", source.path);
+    }
+}
+
+#[test]
+fn rooms_of_the_core_are_stacked() {
+    let core = "crates/ssm-core/src";
+    for source in sources().iter().filter(|source| source.within(core)) {
+        let forbidden: &[&str] = match source.path[core.len() + 1..].split('/').next().unwrap() {
+            "ops" => &["crate::mixers", "crate::nn", "crate::init"],
+            "init.rs" => &["crate::mixers", "crate::nn"],
+            "mixers" => &["crate::nn"],
+            _ => &[],
+        };
+        for word in forbidden {
+            assert!(!source.code.contains(word), "{} imports `{word}`", source.path);
+        }
+    }
+}
+
+#[test]
+fn mixers_do_not_know_each_other() {
+    let sources = sources();
+    let room = "crates/ssm-core/src/mixers/";
+    let mixers: Vec<&Source> = sources.iter().filter(|source| source.within(room)).collect();
+    for mixer in mixers.iter().filter(|mixer| mixer.name() != "mod.rs") {
+        for other in mixers.iter().filter(|other| other.path != mixer.path) {
+            let module = other.name().trim_end_matches(".rs");
+            let sideways = [format!("super::{module}"), format!("mixers::{module}")];
+            for word in sideways {
+                assert!(!mixer.code.contains(&word), "{} imports `{word}`", mixer.path);
+            }
+        }
+    }
+}
+
+#[test]
+fn backends_have_one_place_each() {
+    let ops = |source: &Source| source.within("crates/ssm-core/src/ops/");
+    only_in(&["cubecl"], |source| ops(source) && ["kernel.rs", "cube.rs"].contains(&source.name()));
+    only_in(&["burn_autodiff", "autodiff::{", "autodiff::checkpoint"], |source| {
+        ops(source) && source.name() == "autodiff.rs"
+    });
+    // `primitive.rs` turns tensors of the CPU backends into slices, for every `cpu.rs`.
+    only_in(&["FlexTensor", "burn_flex", "backend::NdArray", "backend::Flex"], |source| {
+        ops(source) && ["cpu.rs", "primitive.rs"].contains(&source.name())
+    });
+    only_in(&["backend_extension", "<B: Backend"], ops);
+    let devices = ["flex(", "ndarray(", "cuda(", "vulkan(", "wgpu(", "webgpu(", "rocm(", "metal("];
+    only_in(
+        &devices.map(|device| format!("Device::{device}")).each_ref().map(String::as_str),
+        |s| s.path == "crates/ssm-train/src/device.rs",
+    );
+    only_in(&["Device::default("], |_| false);
+}
+
+#[test]
+fn arithmetic_needs_no_burn() {
+    for source in sources() {
+        if ["host.rs", "schedule.rs"].contains(&source.name()) {
+            assert!(!source.code.contains("burn"), "{} imports Burn", source.path);
+        }
+    }
+}
+
+#[test]
+fn files_are_written_in_few_places() {
+    let writers = [
+        "crates/ssm-train/src/atomic.rs",
+        "crates/ssm-train/src/checkpoint.rs",
+        "crates/ssm-train/src/logging.rs",
+        "crates/ssm-train/src/run_dir.rs",
+        "src/predict.rs",
+    ];
+    let words = [
+        "fs::write",
+        "fs::rename",
+        "fs::copy",
+        "fs::create_dir",
+        "fs::remove",
+        "File::create",
+        "OpenOptions",
+    ];
+    only_in(&words, |source| writers.contains(&source.path.as_str()));
+    let readers = [
+        "crates/ssm-train/src/config/source.rs",
+        "crates/ssm-train/src/result.rs",
+        "crates/ssm-tasks/src/data/mod.rs",
+    ];
+    only_in(&["use std::fs", "fs::read", "File::open"], |source| {
+        writers.contains(&source.path.as_str()) || readers.contains(&source.path.as_str())
+    });
+    only_in(&["std::net", "reqwest", "ureq", "http::"], |_| false);
+}
+
+#[test]
+fn only_the_binary_prints() {
+    only_in(&["println!", "eprintln!", "print!(", "dbg!("], |source| source.path == "src/main.rs");
+    only_in(&["stdout()", "stderr()"], |source| {
+        ["src/main.rs", "crates/ssm-train/src/progress.rs"].contains(&source.path.as_str())
+    });
+}
+
+#[test]
+fn files_have_names_and_sizes_that_tell() {
+    let lines_max = 600;
+    for source in sources() {
+        let banned = ["utils", "util", "helpers", "common", "misc", "manager", "base"];
+        for part in source.path.trim_end_matches(".rs").split('/') {
+            assert!(!banned.contains(&part), "{}: `{part}` says nothing", source.path);
+        }
+        assert!(
+            source.lines <= lines_max || over_size(&source.path),
+            "{} has {} lines: split it by room, {lines_max} is the limit",
+            source.path,
+            source.lines
+        );
+    }
+}
+
+/// Files that may be longer, each with its reason.
+fn over_size(path: &str) -> bool {
+    // Forward and backward of one kernel: they share the layout of the saved states.
+    path == "crates/ssm-core/src/ops/selective_scan/simd.rs"
+}

@@ -1,0 +1,7 @@
+//! The built binary from end to end: train, resume, evaluate, predict, and what it says to mistakes.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod mistakes;
+mod runs;
+mod support;

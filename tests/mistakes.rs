@@ -1,0 +1,140 @@
+//! What the binary says to mistakes: the whole of standard error, and the exit code.
+
+use crate::support::{DEBUG, Desk};
+
+#[test]
+fn an_unknown_key_is_shown_in_its_line_with_the_nearest_name() {
+    let desk = Desk::new();
+    let config = desk.config("wrong.toml", &[("d_model = 32", "d_modle = 32")]);
+    let ended = desk.train(&config, &[]);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: unknown key `d_modle` in `model.s_mamba`\n\
+             {space:2}--> {config}:23:1\n\
+             {space:3}|\n\
+             23 | d_modle = 32\n\
+             {space:3}| ^^^^^^^\n\
+             {space:3}= expected one of `d_model`, `d_ff`, `n_layer`, `dropout`, `use_norm`, \
+             `merge`, `mixer`\n\
+             hint: did you mean `d_model`?\n",
+            space = ""
+        )
+    );
+    assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+    assert!(!desk.path("debug").exists());
+}
+
+#[test]
+fn an_unknown_task_is_shown_in_its_line() {
+    let desk = Desk::new();
+    let config = desk.config("wrong.toml", &[("[task.forecasting]", "[task.forcasting]")]);
+    let ended = desk.train(&config, &[]);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: unknown task `forcasting`\n\
+             {space:2}--> {config}:11:7\n\
+             {space:3}|\n\
+             11 | [task.forcasting]\n\
+             {space:3}|       ^^^^^^^^^^\n\
+             {space:3}= expected `[task.forecasting]`\n\
+             hint: did you mean `forecasting`?\n",
+            space = ""
+        )
+    );
+    assert_eq!(ended.code, 2);
+}
+
+#[test]
+fn a_wrong_override_is_shown_as_typed() {
+    let ended = Desk::new().train(DEBUG, &["--device", "felx"]);
+    assert_eq!(
+        ended.stderr,
+        "error: `device.backend`: unknown backend, expected one of `auto`, `flex`, `ndarray`, \
+         `cuda`, `vulkan`, `webgpu`\n \
+         --> --set:1:16\n  |\n1 | device.backend=felx\n  |                ^^^^\n\
+         hint: did you mean `flex`?\n"
+    );
+    assert_eq!(ended.code, 2);
+}
+
+#[test]
+fn a_missing_data_file_says_where_it_was_looked_for() {
+    let desk = Desk::new();
+    let ended = desk.train(DEBUG, &["--set", "data.csv.path=none.csv", "--data-dir", "mine"]);
+    assert_eq!(
+        ended.stderr,
+        "error: `none.csv`: data file not found; searched `none.csv`, `none.csv.gz`, \
+         `mine/none.csv`, `mine/none.csv.gz`, `data/none.csv`, `data/none.csv.gz`\n\
+         hint: give a path from the working directory, or put the file below a data directory \
+         (--data-dir, SSM_DATA or `data`)\n"
+    );
+    assert_eq!(ended.code, 2);
+}
+
+#[test]
+fn a_run_is_neither_overwritten_nor_resumed_as_another() {
+    let desk = Desk::new();
+    let run = desk.path("debug").display().to_string();
+    let ended = desk.train(DEBUG, &["--resume"]);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: nothing to resume in `{run}`\n\
+             hint: start the run without `--resume`, or check `run.name`\n"
+        )
+    );
+    assert_eq!(ended.code, 2);
+
+    desk.trained(DEBUG, &["--set", "train.steps=10"]);
+    let ended = desk.train(DEBUG, &[]);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: run directory `{run}` already holds a run\n\
+             hint: continue it with `--resume`, or choose another `run.name`\n"
+        )
+    );
+    assert_eq!(ended.code, 2);
+
+    let ended = desk.train(DEBUG, &["--resume", "--set", "model.s_mamba.d_model=16"]);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: cannot resume `{run}`: `model.s_mamba.d_model` is 32 in the checkpoint and 16 \
+             in the config\nhint: start a new run directory, or restore the value\n"
+        )
+    );
+    assert_eq!(ended.code, 2);
+
+    let input = desk.put("short.csv", "date,ewr_temp\n2013-01-01,1.0\n");
+    let ended = desk.ssm(&["predict", &run, "--input", &input]);
+    assert!(
+        ended.stderr.starts_with(&format!("error: `{input}`: no column `jfk_temp`, got")),
+        "{}",
+        ended.stderr
+    );
+    assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+}
+
+#[test]
+fn what_is_no_run_and_no_command_is_said_so() {
+    let desk = Desk::new();
+    let nothing = desk.path("nothing").display().to_string();
+    let ended = desk.ssm(&["eval", &nothing]);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: `{nothing}` is no run directory: it has no `config.toml`\n\
+             hint: runs are in `<run.dir>/<run.name>`, by default `runs/<name>`\n"
+        )
+    );
+    assert_eq!(ended.code, 2);
+    let ended = desk.ssm(&["eval", &nothing, "--device", "cuda:x"]);
+    assert_eq!(ended.code, 2);
+    assert_eq!(desk.ssm(&["trian"]).code, 2);
+    let ended = desk.train(&desk.path("none.toml").display().to_string(), &[]);
+    assert!(ended.stderr.starts_with("error: there is no file `"), "{}", ended.stderr);
+    assert_eq!(ended.code, 2);
+}

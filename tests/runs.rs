@@ -1,0 +1,162 @@
+//! Runs that succeed.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+use crate::support::{DEBUG, Desk, published_data, root};
+
+#[test]
+fn a_run_prints_a_table_and_leaves_everything_behind() {
+    let desk = Desk::new();
+    let ended = desk.trained(DEBUG, &[]);
+    let run = desk.path("debug");
+    for line in ["forecaster  parameters     MSE     MAE", "s_mamba  ", "last_value  "] {
+        assert!(ended.stdout.contains(line), "{}", ended.stdout);
+    }
+    let end = format!("\nrun     {0}\nreport  {0}/report.html\n", run.display());
+    assert!(ended.stdout.ends_with(&end), "{}", ended.stdout);
+
+    let text = |name: &str| fs::read_to_string(run.join(name)).unwrap();
+    assert!(text("report.html").starts_with("<!DOCTYPE html>"));
+    let result: Value = serde_json::from_str(&text("result.json")).unwrap();
+    assert_eq!(result["steps"], 100);
+    assert!(result["metrics"]["mse"].as_f64().unwrap() < 0.7, "{result}");
+    let info: Value = serde_json::from_str(&text("run.json")).unwrap();
+    assert_eq!(info["seed"], 2023);
+    assert_eq!(info["sessions"].as_array().unwrap().len(), 1);
+    assert_eq!(rows(&run).iter().filter(|row| row["split"] == "valid").count(), 2);
+    for file in ["best", "last", "step_00000100/model.bpk", "step_00000100/manifest.json"] {
+        assert!(run.join("checkpoints").join(file).is_file(), "{file}");
+    }
+
+    // The resolved configuration is itself a valid one and gives the same run.
+    let again = Desk::new();
+    again.trained(&run.join("config.toml").display().to_string(), &[]);
+    assert_eq!(rows(&again.path("debug")), rows(&run));
+}
+
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    let desk = Desk::new();
+    let config = |steps: &str| {
+        let name = format!("{steps}.toml");
+        let constant = "[schedule.constant]";
+        let changes = [
+            ("steps = 100\n", &*format!("steps = {steps}\n")),
+            ("[schedule.cosine]\nwarmup_steps = 10\nmin_factor = 0.1", constant),
+            ("eval_every_steps = 50", "eval_every_steps = 30"),
+        ];
+        desk.config(&name, &changes)
+    };
+    desk.trained(&config("90"), &["--set", "run.name=whole"]);
+    desk.trained(&config("60"), &["--set", "run.name=parts"]);
+    desk.trained(&config("90"), &["--set", "run.name=parts", "--resume"]);
+    let (whole, parts) = (desk.path("whole"), desk.path("parts"));
+    assert_eq!(rows(&whole).len(), 9 + 3);
+    assert_eq!(rows(&parts), rows(&whole));
+    let scores = |run: &Path| {
+        let text = fs::read_to_string(run.join("result.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["metrics"].clone()
+    };
+    assert_eq!(scores(&parts), scores(&whole));
+    // Both sessions are on record.
+    let info: Value = serde_json::from_slice(&fs::read(parts.join("run.json")).unwrap()).unwrap();
+    assert_eq!(info["sessions"][1]["from_step"], 60);
+}
+
+#[test]
+fn a_run_is_scored_again_and_predicts() {
+    let desk = Desk::new();
+    desk.trained(DEBUG, &["--quiet"]);
+    let run = desk.path("debug").display().to_string();
+
+    let ended = desk.ssm(&["eval", &run, "--json"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let scores: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let again = scores[format!("{run} on test")][0]["mse"].as_f64().unwrap();
+    let result = fs::read(desk.path("debug/result.json")).unwrap();
+    let first = serde_json::from_slice::<Value>(&result).unwrap()["metrics"]["mse"].clone();
+    assert!((again - first.as_f64().unwrap()).abs() < 1e-6, "{again} is not {first}");
+    let valid = desk.ssm(&["eval", &run, "--split", "valid"]);
+    assert!(valid.stdout.contains(" on valid\n"), "{}", valid.stdout);
+    // The other CPU backend computes the same model.
+    let ended = desk.ssm(&["eval", &run, "--json", "--device", "ndarray"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let scores: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let other = scores[format!("{run} on test")][0]["mse"].as_f64().unwrap();
+    assert!((again - other).abs() < 1e-4, "flex {again}, ndarray {other}");
+
+    let columns = ["ewr_temp", "jfk_temp", "lga_temp"];
+    let input = known_hours(&desk, 120);
+    let ended = desk.ssm(&["predict", &run, "--input", &input]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert_eq!(lines.len(), 1 + 24);
+    assert!(lines[0].starts_with(&format!("date,{}", columns.join(","))), "{}", lines[0]);
+    // 120 hours from 01:00 on: the last known one is midnight of the sixth day.
+    assert!(lines[1].starts_with("2013-01-06 01:00:00,"), "{}", lines[1]);
+    // °C in January, in original units.
+    let first: f64 = lines[1].split(',').nth(1).unwrap().parse().unwrap();
+    assert!((-25.0..20.0).contains(&first), "{first}");
+    let output = desk.path("forecast.csv");
+    let ended =
+        desk.ssm(&["predict", &run, "--input", &input, "--output", output.to_str().unwrap()]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""));
+    assert_eq!(fs::read_to_string(output).unwrap(), lines.join("\n") + "\n");
+}
+
+#[test]
+fn known_data_sets_are_listed() {
+    let ended = Desk::new().ssm(&["data", "list", "--json"]);
+    let list: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let sets = list["data sets"].as_array().unwrap();
+    assert!(sets.iter().any(|set| set["name"] == "ETTh1" && set["task"] == "forecasting"));
+    for set in sets {
+        assert!(set["licence"].is_string() && set["origin"].is_string(), "{set}");
+    }
+    assert!(Desk::new().ssm(&["data", "list"]).stdout.contains("examples/data/nyc_airports.csv"));
+}
+
+/// Needs the published file; see `ssm data list`. Without it there is nothing to test.
+#[test]
+fn etth1_trains_where_the_data_is_at_hand() {
+    let Some(data) = published_data() else { return };
+    let desk = Desk::new();
+    let ended = desk.trained(
+        "configs/forecasting/etth1_96_smamba.toml",
+        &[
+            "--data-dir",
+            data.to_str().unwrap(),
+            "--set",
+            "train.steps=30",
+            "--set",
+            "train.eval_every_steps=30",
+        ],
+    );
+    let windows = "windows: 8449 training, 2785 validation, 2785 test";
+    assert!(ended.stderr.contains(windows), "{}", ended.stderr);
+    assert!(ended.stdout.contains("s_mamba"), "{}", ended.stdout);
+}
+
+/// `metrics.jsonl` without measured times.
+fn rows(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let row = |line: &str| {
+        let mut row: Value = serde_json::from_str(line).unwrap();
+        for measured in ["elapsed_secs", "samples_per_sec"] {
+            row.as_object_mut().unwrap().remove(measured);
+        }
+        row
+    };
+    text.lines().map(row).collect()
+}
+
+/// The first `n_rows` hours of the repository's data as a plain CSV file.
+fn known_hours(desk: &Desk, n_rows: usize) -> String {
+    let bytes = fs::read(root().join("examples/data/nyc_airports.csv.gz")).unwrap();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*bytes), &mut text).unwrap();
+    let lines: Vec<&str> = text.lines().take(1 + n_rows).collect();
+    desk.put("input.csv", &(lines.join("\n") + "\n"))
+}

@@ -1,0 +1,92 @@
+//! The binary in a process of its own, with a directory for what it writes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use tempfile::TempDir;
+
+/// A small S-Mamba on the data of the repository.
+pub(crate) const DEBUG: &str = "configs/forecasting/debug.toml";
+
+/// What a process left: exit code, standard output, standard error.
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A directory that is removed with the test.
+pub(crate) struct Desk {
+    dir: TempDir,
+}
+
+impl Desk {
+    pub(crate) fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn put(&self, name: &str, text: &str) -> String {
+        let path = self.path(name);
+        #[expect(clippy::disallowed_methods, reason = "a test makes its own input")]
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    }
+
+    /// `debug.toml` with some of its text replaced, as a file of this directory.
+    pub(crate) fn config(&self, name: &str, changes: &[(&str, &str)]) -> String {
+        let mut text = fs::read_to_string(root().join(DEBUG)).unwrap();
+        for (old, new) in changes {
+            assert!(text.contains(old), "{DEBUG} has no `{old}`");
+            text = text.replace(old, new);
+        }
+        self.put(name, &text)
+    }
+
+    /// Runs `ssm` with `arguments` in the root of the repository, without data directories.
+    pub(crate) fn ssm(&self, arguments: &[&str]) -> Ended {
+        let output = Command::new(env!("CARGO_BIN_EXE_ssm"))
+            .args(arguments)
+            .current_dir(root())
+            .env_remove("SSM_DATA")
+            .env("NO_COLOR", "1")
+            .output()
+            .unwrap();
+        Ended {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// `ssm train` with the run directory below this directory.
+    pub(crate) fn train(&self, config: &str, arguments: &[&str]) -> Ended {
+        let dir = format!("run.dir={}", self.dir.path().display());
+        self.ssm(&[&["train", config, "--set", &dir], arguments].concat())
+    }
+
+    /// As [`Desk::train`]; fails unless the run succeeds.
+    pub(crate) fn trained(&self, config: &str, arguments: &[&str]) -> Ended {
+        let ended = self.train(config, arguments);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        ended
+    }
+}
+
+/// The root of the repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A directory with published data: `SSM_DATA`, or the one beside the repository where there is one.
+pub(crate) fn published_data() -> Option<PathBuf> {
+    let named = std::env::var_os("SSM_DATA").map(PathBuf::from);
+    let dir = named.unwrap_or_else(|| root().join("../shared/data"));
+    dir.join("timeseries/ETTh1.csv.gz").is_file().then_some(dir)
+}
