@@ -178,6 +178,32 @@ fn only_the_binary_prints() {
 }
 
 #[test]
+fn the_readme_lists_every_source_file() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"));
+    let readme = readme.unwrap();
+    let list = readme.split("## Files").nth(1).unwrap().split("```").nth(1).unwrap();
+    let mut package = "";
+    let mut listed = Vec::new();
+    for line in list.lines().filter(|line| !line.is_empty()) {
+        let name = line.split_whitespace().next().unwrap();
+        if line.starts_with(' ') {
+            let path = if package == "." { name.to_owned() } else { format!("{package}/{name}") };
+            assert!(line.trim() != name, "{path} has no sentence");
+            listed.push(path);
+        } else {
+            package = name;
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for path in &listed {
+        assert!(root.join(path).is_file(), "README.md lists {path}, which is not there");
+    }
+    for source in sources() {
+        assert!(listed.contains(&source.path), "README.md does not list {}", source.path);
+    }
+}
+
+#[test]
 fn files_have_names_and_sizes_that_tell() {
     let lines_max = 600;
     for source in sources() {
