@@ -77,7 +77,7 @@ pub trait TaskConfig: Sized {
     type Options: Serialize + DeserializeOwned + Clone + Send;
     /// Fields of `[data]`; usually an externally tagged registry (`[data.ett]`).
     type Data: Serialize + DeserializeOwned + Clone + Send;
-    /// Fields of `[model]`; usually an externally tagged registry (`[model.s_mamba]`).
+    /// Fields of `[model]`; usually an externally tagged registry (`[model.NAME]`).
     type Model: Serialize + DeserializeOwned + Clone + Send;
 
     /// Everything that is wrong with the values, before any file or device is touched.

@@ -1,7 +1,7 @@
 //! Sequence mixers behind one trait, and the registry that names them in a configuration.
 //!
-//! A new mixer is a file here and one line in the registry at its foot; the laws of `tests/mixer_laws.rs` then
-//! run on it. May import `ops`, `init` and Burn; never `nn`, never another mixer.
+//! A new mixer is a file here and one line in the registry at the foot of this one; the laws of
+//! `tests/mixer_laws.rs` then run on it. May import `ops`, `init` and Burn; never `nn`, never another mixer.
 
 mod mamba;
 
