@@ -84,11 +84,7 @@ fn write_report<T: Task>(
     position: &Position,
     outcome: Outcome,
 ) -> Result<(), Error> {
-    let mut rows = logging::rows(&run.metrics())?;
-    for row in rows.iter_mut().filter_map(|row| row.as_object_mut()) {
-        // A measured time is no score.
-        row.shift_remove("elapsed_secs");
-    }
+    let rows = logging::rows(&run.metrics())?;
     let mut figures = outcome.figures;
     figures.extend(report::training_figures(&rows));
     let fact = |name: &str, value: String| (name.to_owned(), value);
