@@ -43,6 +43,7 @@ pub struct ConvGradPrimitives<B: Backend> {
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait CausalConv1dOps: Backend {

@@ -8,6 +8,7 @@ use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait PointwiseOps: Backend {

@@ -76,6 +76,7 @@ pub struct ScanOptions {
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait SelectiveScanOps: Backend {
