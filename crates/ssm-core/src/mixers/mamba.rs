@@ -15,7 +15,7 @@ use crate::{
     init::{Init, a_log_s4d_real, dt_bias},
     ops::{
         causal_conv1d::{self, ConvArgs, causal_conv1d},
-        linear::{linear, linear_part},
+        linear::{linear, linear_loose, linear_split},
         selective_scan::{ScanArgs, selective_scan},
     },
 };
@@ -178,15 +178,7 @@ impl Mamba {
         let [d_inner, d_state] = self.a_log.dims();
         let [dt_rank, _] = self.dt_proj.weight.dims();
 
-        // The two halves of the weight are applied one by one: a view of the weight costs nothing,
-        // cutting the activations would copy them, and fill them with zeros in the backward pass.
-        let half = |from: usize, x: Tensor<3>| {
-            let weight = self.in_proj.weight.val().narrow(1, from, d_inner);
-            let bias = self.in_proj.bias.as_ref().map(|bias| bias.val().narrow(0, from, d_inner));
-            linear_part(weight, bias, x)
-        };
-        let z = half(d_inner, x.clone()); // [batch, seq_len, d_inner]
-        let x = half(0, x); // [batch, seq_len, d_inner]
+        let [x, z] = linear_split(&self.in_proj, x, [d_inner; 2]); // [batch, seq_len, d_inner]
 
         let u = causal_conv1d(ConvArgs {
             x: x.clone(),
@@ -197,12 +189,9 @@ impl Mamba {
             resets: resets.clone(),
         }); // [batch, seq_len, d_inner]
 
-        let dbc = linear(&self.x_proj, u.clone()); // [batch, seq_len, dt_rank + 2 * d_state]
-        let dt = dbc.clone().narrow(2, 0, dt_rank);
-        let b = dbc.clone().narrow(2, dt_rank, d_state);
-        let c = dbc.narrow(2, dt_rank + d_state, d_state);
+        let [dt, b, c] = linear_split(&self.x_proj, u.clone(), [dt_rank, d_state, d_state]);
         // The bias of `dt_proj` is added inside the scan, before softplus.
-        let delta = linear_part(self.dt_proj.weight.val(), None, dt); // [batch, seq_len, d_inner]
+        let delta = linear_loose(self.dt_proj.weight.val(), None, dt); // [batch, seq_len, d_inner]
 
         let out = selective_scan(ScanArgs {
             u,

@@ -32,4 +32,23 @@ impl<'a> Disjoint<'a> {
         // SAFETY: inside the buffer by the assertion, unique by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
+
+    /// Start of a tile of `[rows, cols]` at `start`, rows `stride` apart.
+    ///
+    /// # Safety
+    /// As for [`slice`](Self::slice), for the tile's elements.
+    ///
+    /// # Panics
+    /// If the tile does not lie inside the slice.
+    pub(crate) unsafe fn tile(
+        &self,
+        start: usize,
+        [rows, cols]: [usize; 2],
+        stride: usize,
+    ) -> *mut f32 {
+        let end = start + (rows - 1) * stride + cols;
+        assert!(cols <= stride && end <= self.len, "tile outside of the buffer");
+        // SAFETY: inside the buffer by the assertion.
+        unsafe { self.start.add(start) }
+    }
 }
