@@ -1,7 +1,6 @@
 //! Forecasters: one file and one registry line each.
 
 mod dlinear;
-mod dropout;
 mod s_mamba;
 
 use burn::{

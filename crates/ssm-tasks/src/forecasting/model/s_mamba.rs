@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
-    nn::{Bidirectional, BidirectionalConfig, Merge},
+    nn::{Bidirectional, BidirectionalConfig, Merge, dropout},
     ops::{linear::linear, pointwise::gelu},
 };
 use ssm_train::config::Issue;
 
-use super::{N_MAX, dropout::dropout};
+use super::N_MAX;
 use crate::forecasting::window::Input;
 
 /// `[model.s_mamba]`. Defaults are those of the published program (S-D-Mamba@e7e8bf0, `run.py`),
