@@ -69,10 +69,9 @@ fn run(
 fn linear_parts_agree_with_burns_matmul() {
     for (name, device) in devices() {
         let device = device.autodiff();
-        for index in 0..SHAPES.len() {
+        for (index, (_, _, widths)) in SHAPES.into_iter().enumerate() {
             for (bias, used) in [(true, [true; 3]), (false, [true, false, true])] {
                 let case = case(index, bias, &device);
-                let (_, _, widths) = SHAPES[index];
                 let truth = run(&case, used, |x, weight, bias| {
                     let y = x.matmul(weight.unsqueeze());
                     let y = match bias {

@@ -1,6 +1,6 @@
 //! Output buffers that several threads fill, each its own parts.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, mem::MaybeUninit};
 
 /// A slice that threads may write at the same time as long as their parts do not overlap.
 pub(crate) struct Disjoint<'a> {
@@ -17,6 +17,11 @@ unsafe impl Sync for Disjoint<'_> {}
 impl<'a> Disjoint<'a> {
     pub(crate) fn new(values: &'a mut [f32]) -> Self {
         Self { start: values.as_mut_ptr(), len: values.len(), owner: PhantomData }
+    }
+
+    /// Memory that is not written yet; only [`tile`](Self::tile) may be used on it.
+    pub(crate) fn unwritten(values: &'a mut [MaybeUninit<f32>]) -> Self {
+        Self { start: values.as_mut_ptr().cast(), len: values.len(), owner: PhantomData }
     }
 
     /// The part `start..start + len`.

@@ -5,6 +5,8 @@
 
 #![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
 
+use std::mem::{ManuallyDrop, MaybeUninit};
+
 #[cfg(feature = "flex")]
 use burn::backend::Flex;
 #[cfg(feature = "ndarray")]
@@ -141,6 +143,25 @@ fn run(m: usize, out: &Disjoint<'_>, out_stride: usize, products: &[Product<'_>]
     }
 }
 
+/// The result of products that together write every element of `[m, stride]`.
+fn written(m: usize, stride: usize, products: &[Product<'_>]) -> Vec<f32> {
+    let covered: usize = products.iter().filter(|p| !p.add).map(|p| p.n).sum();
+    if covered != stride || products.iter().any(|product| product.k == 0) {
+        let mut to = vec![0.0; m * stride];
+        run(m, &Disjoint::new(&mut to), stride, products);
+        return to;
+    }
+    // Zeros that are overwritten at once cost a pass over memory, and its page faults.
+    let mut to: Vec<MaybeUninit<f32>> = Vec::with_capacity(m * stride);
+    // SAFETY: `MaybeUninit` needs no initial value, and the capacity is that of the line above.
+    unsafe { to.set_len(m * stride) };
+    run(m, &Disjoint::unwritten(&mut to), stride, products);
+    let mut to = ManuallyDrop::new(to);
+    // SAFETY: the products cover all columns, each without reading what was there; the vector's
+    // memory has one owner, and `MaybeUninit<f32>` has the layout of `f32`.
+    unsafe { Vec::from_raw_parts(to.as_mut_ptr().cast(), to.len(), to.capacity()) }
+}
+
 /// The transpose of a row-major matrix with rows of `cols` values.
 fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
     const BLOCK: usize = 16;
@@ -148,11 +169,13 @@ fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
     let mut to = vec![0.0_f32; values.len()];
     to.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, to)| {
         let first = block * BLOCK;
+        // A block of rows is read from the cache as often as it has columns here.
         for start in (0..rows).step_by(BLOCK) {
-            for row in start..rows.min(start + BLOCK) {
-                let from = &values[row * cols + first..];
-                for (col, value) in from.iter().enumerate().take(to.len() / rows) {
-                    to[col * rows + row] = *value;
+            let end = rows.min(start + BLOCK);
+            for (col, to) in to.chunks_exact_mut(rows).enumerate() {
+                let from = values[start * cols + first + col..].iter().step_by(cols);
+                for (to, from) in to[start..end].iter_mut().zip(from) {
+                    *to = *from;
                 }
             }
         }
@@ -181,10 +204,6 @@ fn forward<B: HostBackend>(
     let (x, weight) = (x.as_ref(), weight.as_ref());
     let rows = x.len() / d_in;
     let part = |(first, n): (usize, usize)| {
-        let mut y = match &bias {
-            Some(bias) => bias.as_ref()[first..first + n].repeat(rows),
-            None => vec![0.0; rows * n],
-        };
         let product = Product {
             lhs: View::rows(x, d_in),
             rhs: View::rows(weight, d_out).from(0, first),
@@ -193,7 +212,14 @@ fn forward<B: HostBackend>(
             k: d_in,
             add: bias.is_some(),
         };
-        run(rows, &Disjoint::new(&mut y), n, &[product]);
+        let y = match &bias {
+            Some(bias) => {
+                let mut y = bias.as_ref()[first..first + n].repeat(rows);
+                run(rows, &Disjoint::new(&mut y), n, &[product]);
+                y
+            }
+            None => written(rows, n, &[product]),
+        };
         B::tensor(y, part_shape(&shape, n), &like)
     };
     options.columns().map(part).collect()
@@ -233,9 +259,7 @@ fn backward<B: HostBackend>(
                 add: index > 0,
             })
             .collect();
-        let mut to = vec![0.0; rows * d_in];
-        run(rows, &Disjoint::new(&mut to), d_in, &products);
-        to
+        written(rows, d_in, &products)
     };
     let of_weight = || {
         let products: Vec<_> = parts
@@ -249,9 +273,7 @@ fn backward<B: HostBackend>(
                 add: false,
             })
             .collect();
-        let mut to = vec![0.0; d_in * d_out];
-        run(d_in, &Disjoint::new(&mut to), d_out, &products);
-        to
+        written(d_in, d_out, &products)
     };
     let (grad_x, grad_weight) =
         rayon::join(|| options.grad_x.then(of_x), || options.grad_weight.then(of_weight));

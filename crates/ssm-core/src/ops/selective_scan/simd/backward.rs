@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{
     super::host::{ScanDims, ScanGrads, ScanSlices},
     Block, Blocks, CHUNK_LEN, channel_row, n_chunks, rows, rows_mut, stage, stage_transposed,
-    step_sizes, unstage_transposed,
+    step_sizes, unstage, unstage_transposed,
 };
 use crate::ops::{
     disjoint::Disjoint,
@@ -161,15 +161,15 @@ fn backward_block<S: Simd, const J: usize>(
         let len = CHUNK_LEN.min(seq_len - first);
         for n in 0..d_state {
             let saved = &op.states[block.saved(dims, chunk, n)..][..block.width];
-            stage(saved, &mut h[n * padded..][..padded]);
+            stage::<S, J>(saved, &mut h[n * padded..][..padded]);
         }
         for t in 0..len {
             let at = block.at(dims, first + t)..block.at(dims, first + t) + block.width;
-            stage(&x.u[at.clone()], &mut u[t * padded..][..padded]);
-            stage(&x.delta[at.clone()], &mut dt[t * padded..][..padded]);
-            stage(&op.grad_y[at.clone()], &mut dy[t * padded..][..padded]);
+            stage::<S, J>(&x.u[at.clone()], &mut u[t * padded..][..padded]);
+            stage::<S, J>(&x.delta[at.clone()], &mut dt[t * padded..][..padded]);
+            stage::<S, J>(&op.grad_y[at.clone()], &mut dy[t * padded..][..padded]);
             if let Some(from) = x.z {
-                stage(&from[at], &mut z[t * padded..][..padded]);
+                stage::<S, J>(&from[at], &mut z[t * padded..][..padded]);
             }
         }
         // Forward again: states before each step, decays, and y where the gate needs it.
@@ -273,13 +273,13 @@ fn backward_block<S: Simd, const J: usize>(
         }
         for t in 0..len {
             let at = block.at(dims, first + t);
-            let from = t * padded..t * padded + block.width;
+            let from = t * padded..(t + 1) * padded;
             // SAFETY: blocks own disjoint channels, rows differ in t.
             unsafe {
-                out.u.slice(at, block.width).copy_from_slice(&y[from.clone()]);
-                out.delta.slice(at, block.width).copy_from_slice(&grad_delta[from.clone()]);
+                unstage::<S, J>(&y[from.clone()], out.u.slice(at, block.width));
+                unstage::<S, J>(&grad_delta[from.clone()], out.delta.slice(at, block.width));
                 if x.z.is_some() {
-                    out.z.slice(at, block.width).copy_from_slice(&z[from]);
+                    unstage::<S, J>(&z[from], out.z.slice(at, block.width));
                 }
             }
         }

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::{
     super::host::{ScanDims, ScanSlices},
     Block, Blocks, CHUNK_LEN, Forward, channel_row, n_chunks, rows, rows_mut, stage,
-    stage_transposed, step_sizes, unstage_transposed,
+    stage_transposed, step_sizes, unstage, unstage_transposed,
 };
 use crate::ops::{
     disjoint::Disjoint,
@@ -122,15 +122,15 @@ fn forward_block<S: Simd, const J: usize>(
             for n in 0..d_state {
                 // SAFETY: blocks own disjoint channels of a batch entry, rows differ in chunk and n.
                 let saved = unsafe { out.states.slice(block.saved(dims, chunk, n), block.width) };
-                saved.copy_from_slice(&h[n * padded..][..block.width]);
+                unstage::<S, J>(&h[n * padded..][..padded], saved);
             }
         }
         for t in 0..len {
             let at = block.at(dims, first + t)..block.at(dims, first + t) + block.width;
-            stage(&x.u[at.clone()], &mut u[t * padded..][..padded]);
-            stage(&x.delta[at.clone()], &mut dt[t * padded..][..padded]);
+            stage::<S, J>(&x.u[at.clone()], &mut u[t * padded..][..padded]);
+            stage::<S, J>(&x.delta[at.clone()], &mut dt[t * padded..][..padded]);
             if let Some(from) = x.z {
-                stage(&from[at], &mut z[t * padded..][..padded]);
+                stage::<S, J>(&from[at], &mut z[t * padded..][..padded]);
             }
         }
         for t in 0..len {
@@ -170,7 +170,7 @@ fn forward_block<S: Simd, const J: usize>(
         for t in 0..len {
             // SAFETY: blocks own disjoint channels, rows differ in t.
             let to = unsafe { out.y.slice(block.at(dims, first + t), block.width) };
-            to.copy_from_slice(&y[t * padded..][..block.width]);
+            unstage::<S, J>(&y[t * padded..][..padded], to);
         }
     }
     // SAFETY: blocks own disjoint channels of a batch entry.

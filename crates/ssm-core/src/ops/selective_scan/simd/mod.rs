@@ -128,9 +128,24 @@ impl Block {
 
 /// Copies a row of channels into a padded row, zeros behind it.
 #[inline(always)]
-fn stage(from: &[f32], to: &mut [f32]) {
-    to[..from.len()].copy_from_slice(from);
-    to[from.len()..].fill(0.0);
+fn stage<S: Simd, const J: usize>(from: &[f32], to: &mut [f32]) {
+    // A full row in registers: a call of `memcpy` for each took a third of the forward pass.
+    if let ([from, ..], [to, ..]) = (rows::<S, J>(from), rows_mut::<S, J>(to)) {
+        *to = *from;
+    } else {
+        to[..from.len()].copy_from_slice(from);
+        to[from.len()..].fill(0.0);
+    }
+}
+
+/// Copies the beginning of a padded row into a row of channels.
+#[inline(always)]
+fn unstage<S: Simd, const J: usize>(from: &[f32], to: &mut [f32]) {
+    if let ([from, ..], [to, ..]) = (rows::<S, J>(from), rows_mut::<S, J>(to)) {
+        *to = *from;
+    } else {
+        to.copy_from_slice(&from[..to.len()]);
+    }
 }
 
 /// Copies `[channel][n]` into padded rows `[n][channel]`, multiplied by `scale`.
