@@ -27,11 +27,21 @@ impl Axis {
         Self::linear(low, high, nice_step(high - low, max_ticks))
     }
 
-    /// An axis that holds `low..=high` and ends on ticks; logarithmic when the data ask for it.
-    pub(super) fn nice(low: f64, high: f64, max_ticks: usize) -> Self {
-        if low > SMALLEST && (high / low).log10() > LOG_DECADES {
+    /// An axis that holds all `values`, of which there is at least one, and ends on ticks; logarithmic
+    /// when most of them ask for it: a few tiny ones among values of one size, such as a forecast that
+    /// comes close to zero, would stretch the axis over decades in which nothing lies.
+    pub(super) fn of(mut values: Vec<f64>, max_ticks: usize) -> Self {
+        values.sort_by(f64::total_cmp);
+        let (low, high) = (values[0], values[values.len() - 1]);
+        let typical = values[values.len() / 10];
+        if low > SMALLEST && (high / typical).log10() > LOG_DECADES {
             return Self::decades(low, high, max_ticks);
         }
+        Self::nice(low, high, max_ticks)
+    }
+
+    /// A linear axis that holds `low..=high` and ends on ticks.
+    pub(super) fn nice(low: f64, high: f64, max_ticks: usize) -> Self {
         let (low, high) = widen(low, high);
         let step = nice_step(high - low, max_ticks);
         Self::linear((low / step).floor() * step, (high / step).ceil() * step, step)
@@ -192,13 +202,24 @@ mod tests {
 
     #[test]
     fn wide_positive_data_get_decades() {
-        let axis = Axis::nice(0.002, 31.0, 6);
+        let axis = Axis::of(vec![31.0, 0.002], 6);
         assert!(axis.log);
         assert_eq!(labels(&axis), ["10⁻³", "10⁻²", "10⁻¹", "10⁰", "10¹", "10²"]);
         assert!((axis.share(0.1) - 0.4).abs() < 1e-12);
-        assert!(!Axis::nice(0.0, 31.0, 6).log, "zero has no logarithm");
-        assert!(!Axis::nice(-0.002, 31.0, 6).log);
-        assert!(!Axis::nice(0.04, 31.0, 6).log, "three decades are not wide");
+        assert!(!Axis::of(vec![0.0, 31.0], 6).log, "zero has no logarithm");
+        assert!(!Axis::of(vec![-0.002, 31.0], 6).log);
+        assert!(!Axis::of(vec![0.04, 31.0], 6).log, "three decades are not wide");
+    }
+
+    #[test]
+    fn a_few_tiny_values_do_not_make_an_axis_logarithmic() {
+        let mut values: Vec<f64> = (1..=40).map(f64::from).collect();
+        values[..3].fill(1e-6);
+        let axis = Axis::of(values, 6);
+        assert!(!axis.log);
+        assert_eq!((axis.low, axis.high), (0.0, 40.0));
+        let halving = (0..40).map(|step| 0.5_f64.powi(step)).collect();
+        assert!(Axis::of(halving, 6).log, "here every decade has values");
     }
 
     #[test]
