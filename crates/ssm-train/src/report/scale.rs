@@ -28,14 +28,19 @@ impl Axis {
     }
 
     /// An axis that holds all `values`, of which there is at least one, and ends on ticks; logarithmic
-    /// when most of them ask for it: a few tiny ones among values of one size, such as a forecast that
-    /// comes close to zero, would stretch the axis over decades in which nothing lies.
+    /// when most of them ask for it and they fill the decades. Tiny ones among values of one size, such
+    /// as zeros that were rounded, would stretch the axis over decades in which nothing lies.
     pub(super) fn of(mut values: Vec<f64>, max_ticks: usize) -> Self {
         values.sort_by(f64::total_cmp);
         let (low, high) = (values[0], values[values.len() - 1]);
         let typical = values[values.len() / 10];
         if low > SMALLEST && (high / typical).log10() > LOG_DECADES {
-            return Self::decades(low, high, max_ticks);
+            let mut filled: Vec<i32> = values.iter().map(|v| v.log10().floor() as i32).collect();
+            let spanned = filled[filled.len() - 1] - filled[0] + 1;
+            filled.dedup();
+            if 2 * filled.len() > spanned as usize {
+                return Self::decades(low, high, max_ticks);
+            }
         }
         Self::nice(low, high, max_ticks)
     }
@@ -202,7 +207,7 @@ mod tests {
 
     #[test]
     fn wide_positive_data_get_decades() {
-        let axis = Axis::of(vec![31.0, 0.002], 6);
+        let axis = Axis::of(vec![31.0, 0.002, 4.0, 0.03, 0.05], 6);
         assert!(axis.log);
         assert_eq!(labels(&axis), ["10⁻³", "10⁻²", "10⁻¹", "10⁰", "10¹", "10²"]);
         assert!((axis.share(0.1) - 0.4).abs() < 1e-12);
@@ -214,10 +219,12 @@ mod tests {
     #[test]
     fn a_few_tiny_values_do_not_make_an_axis_logarithmic() {
         let mut values: Vec<f64> = (1..=40).map(f64::from).collect();
-        values[..3].fill(1e-6);
-        let axis = Axis::of(values, 6);
-        assert!(!axis.log);
-        assert_eq!((axis.low, axis.high), (0.0, 40.0));
+        for tiny in [3, 10] {
+            values[..tiny].fill(1e-6);
+            let axis = Axis::of(values.clone(), 6);
+            assert!(!axis.log, "{tiny} of 40");
+            assert_eq!((axis.low, axis.high), (0.0, 40.0));
+        }
         let halving = (0..40).map(|step| 0.5_f64.powi(step)).collect();
         assert!(Axis::of(halving, 6).log, "here every decade has values");
     }
