@@ -212,16 +212,10 @@ fn files_have_names_and_sizes_that_tell() {
             assert!(!banned.contains(&part), "{}: `{part}` says nothing", source.path);
         }
         assert!(
-            source.lines <= lines_max || over_size(&source.path),
+            source.lines <= lines_max,
             "{} has {} lines: split it by room, {lines_max} is the limit",
             source.path,
             source.lines
         );
     }
-}
-
-/// Files that may be longer, each with its reason.
-fn over_size(path: &str) -> bool {
-    // Forward and backward of one kernel: they share the layout of the saved states.
-    path == "crates/ssm-core/src/ops/selective_scan/simd.rs"
 }

@@ -62,13 +62,22 @@ fn a_wrong_override_is_shown_as_typed() {
 #[test]
 fn a_missing_data_file_says_where_it_was_looked_for() {
     let desk = Desk::new();
-    let ended = desk.train(DEBUG, &["--set", "data.csv.path=none.csv", "--data-dir", "mine"]);
+    // Any directory that is there and does not hold the file.
+    let named = ["--set", "data.csv.path=none.csv", "--data-dir"];
+    let ended = desk.train(DEBUG, &[&named[..], &["src"]].concat());
     assert_eq!(
         ended.stderr,
         "error: `none.csv`: data file not found; searched `none.csv`, `none.csv.gz`, \
-         `mine/none.csv`, `mine/none.csv.gz`, `data/none.csv`, `data/none.csv.gz`\n\
+         `src/none.csv`, `src/none.csv.gz`, `data/none.csv`, `data/none.csv.gz`\n\
          hint: give a path from the working directory, or put the file below a data directory \
          (--data-dir, SSM_DATA or `data`)\n"
+    );
+    assert_eq!(ended.code, 2);
+    let ended = desk.train(DEBUG, &[&named[..], &["mine"]].concat());
+    assert_eq!(
+        ended.stderr,
+        "error: `mine`: data directory not found\n\
+         hint: correct --data-dir or SSM_DATA, whichever names it\n"
     );
     assert_eq!(ended.code, 2);
 }

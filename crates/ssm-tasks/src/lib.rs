@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod forecasting;
+mod given;
 
 use std::path::Path;
 
