@@ -119,6 +119,9 @@ impl RunDir {
                 hint: Some("start the run without `--resume`, or check `run.name`".into()),
             });
         }
+        if !path.is_dir() {
+            return Ok(());
+        }
         let checkpoints = Checkpoints::of_run(path);
         if checkpoints.steps()?.is_empty() {
             let is_log_empty = fs::metadata(path.join(METRICS)).map_or(true, |log| log.len() == 0);
