@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, io, path::PathBuf};
 
-use crate::config::{Diagnostic, Issue};
+use crate::config::Diagnostic;
 
 /// Everything that can stop a run.
 ///
@@ -125,15 +125,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// A configuration error of `issues` that only showed after loading, so without a line.
-    ///
-    /// `origin` names the configuration, usually the path of its file.
-    #[must_use]
-    pub fn issues(origin: &str, issues: Vec<Issue>) -> Self {
-        let diagnostics = issues.into_iter().map(|issue| Diagnostic::unplaced(origin, issue));
-        Self::Config { diagnostics: diagnostics.collect() }
-    }
-
     /// What the user can do about it, as one line without `hint:`.
     ///
     /// [`Error::Config`] has none here: each of its diagnostics carries its own.
