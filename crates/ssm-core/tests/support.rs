@@ -1,5 +1,7 @@
 //! Devices, host-seeded inputs and comparisons shared by the suite.
 
+#[cfg(any(feature = "vulkan", feature = "webgpu"))]
+use burn::tensor::DeviceKind;
 use burn::tensor::{Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -14,12 +16,35 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
         #[allow(deprecated, reason = "Burn deprecates its ndarray backend, it stays selectable")]
         devices.push(("ndarray", Device::ndarray()));
     }
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "webgpu"))]
+    devices.extend(gpu());
     devices
 }
 
-/// Those of [`devices`] that compute in half precision: Burn's ndarray backend has no such types.
+/// The device that the variable `SSM_TEST_DEVICE` names: what a machine has is not for a build to know.
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "webgpu"))]
+fn gpu() -> Option<(&'static str, Device)> {
+    let name = std::env::var("SSM_TEST_DEVICE").ok()?;
+    Some(match name.as_str() {
+        #[cfg(feature = "cuda")]
+        "cuda" => ("cuda", Device::cuda(0)),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => ("vulkan", Device::vulkan(DeviceKind::DefaultDevice)),
+        #[cfg(feature = "vulkan")]
+        "vulkan:cpu" => ("vulkan", Device::vulkan(DeviceKind::Cpu)),
+        #[cfg(feature = "webgpu")]
+        "webgpu" => ("webgpu", Device::webgpu(DeviceKind::DefaultDevice)),
+        #[cfg(feature = "webgpu")]
+        "webgpu:cpu" => ("webgpu", Device::webgpu(DeviceKind::Cpu)),
+        other => panic!("SSM_TEST_DEVICE is `{other}`: this build has no such device"),
+    })
+}
+
+/// Those of [`devices`] that compute in half precision: Burn's ndarray backend has no such types,
+/// Vulkan and WebGPU not both of them.
 pub(crate) fn half_devices() -> Vec<(&'static str, Device)> {
-    devices().into_iter().filter(|(name, _)| *name != "ndarray").collect()
+    let has_none = ["ndarray", "vulkan", "webgpu"];
+    devices().into_iter().filter(|(name, _)| !has_none.contains(name)).collect()
 }
 
 /// Draws values on the host, so that every device sees the same.

@@ -14,7 +14,11 @@
 
 mod autodiff;
 pub mod causal_conv1d;
+#[cfg(feature = "cube")]
+mod cube;
 mod disjoint;
+#[cfg(feature = "cube")]
+mod kernel;
 pub mod linear;
 pub mod pointwise;
 pub mod primitive;

@@ -83,6 +83,7 @@ impl LinearOptions {
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait LinearOps: Backend {

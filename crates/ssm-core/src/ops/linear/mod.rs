@@ -19,6 +19,8 @@
 
 mod autodiff;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod extension;
 
 use burn::{backend::Dispatch, module::Param, nn::Linear, tensor::Tensor};

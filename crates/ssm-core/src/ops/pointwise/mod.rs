@@ -15,8 +15,12 @@
 
 mod autodiff;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod extension;
 pub mod host;
+#[cfg(feature = "cube")]
+mod kernel;
 
 use burn::{backend::Dispatch, tensor::Tensor};
 

@@ -22,8 +22,14 @@
 
 mod autodiff;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod extension;
 pub mod host;
+#[cfg(feature = "cube")]
+mod kernel;
+#[cfg(feature = "cube")]
+mod portable;
 pub mod reference;
 mod simd;
 

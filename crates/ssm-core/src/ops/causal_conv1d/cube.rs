@@ -1,0 +1,200 @@
+//! The convolution on devices of CubeCL: buffers, sizes of the units' work, launches.
+
+use burn::backend::{TensorMetadata, tensor::FloatTensor};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+
+use super::{
+    extension::{CausalConv1dOps, ConvGradPrimitives, ConvPrimitives},
+    host::ConvDims,
+    kernel::{Variant, conv_bwd, conv_fwd, conv_reduce},
+};
+use crate::ops::{
+    cube::{
+        cast, check_len, elem, empty, empty_f32, independent, is_cuda, part, rows, rows_f32,
+        rows_f32_or, vector_size,
+    },
+    primitive::Maybe,
+};
+
+/// Units that keep a large device busy.
+const ENOUGH_UNITS: usize = 1 << 18;
+
+/// Fewest and most steps of a unit: it reads some more than its own, and leaves partial sums.
+const SPAN: (usize, usize) = (16, 256);
+
+/// Inputs in row-major order, what the kernels are compiled for, and how the work is cut.
+struct Launch {
+    x: CubeTensor,
+    weight: CubeTensor,
+    bias: CubeTensor,
+    initial: CubeTensor,
+    resets: CubeTensor,
+    variant: Variant,
+    dims: ConvDims,
+    vector: usize,
+    span: usize,
+}
+
+impl Launch {
+    fn new(input: ConvPrimitives<CubeBackend>, silu: bool) -> Self {
+        let [batch, seq_len, channels] = input.x.shape().dims();
+        let [_, d_conv] = input.weight.shape().dims();
+        let variant = Variant {
+            d_conv,
+            bias: matches!(input.bias, Maybe::Present(_)),
+            initial: matches!(input.initial_state, Maybe::Present(_)) && d_conv > 1,
+            resets: matches!(input.resets, Maybe::Present(_)),
+            silu,
+            cuda: is_cuda(&input.x.client),
+            window: (d_conv - 1).max(1),
+        };
+        let x = rows(input.x);
+        check_len("causal_conv1d", "`x`", x.meta.num_elements());
+        let weight = rows_f32(input.weight);
+        let initial = match variant.initial {
+            true => rows_f32_or(input.initial_state, &weight),
+            false => weight.clone(),
+        };
+        let vector = vector_size(channels);
+        let units = batch * seq_len * channels / vector;
+        Self {
+            bias: rows_f32_or(input.bias, &weight),
+            resets: rows_f32_or(input.resets, &weight),
+            initial,
+            x,
+            weight,
+            variant,
+            dims: ConvDims { batch, seq_len, channels, d_conv },
+            vector,
+            span: (units / ENOUGH_UNITS).clamp(SPAN.0, SPAN.1),
+        }
+    }
+
+    fn spans(&self) -> usize {
+        self.dims.seq_len.div_ceil(self.span)
+    }
+
+    fn units(&self) -> usize {
+        self.dims.batch * self.spans() * self.dims.channels / self.vector
+    }
+}
+
+fn forward(input: ConvPrimitives<CubeBackend>, silu: bool) -> CubeTensor {
+    let launch = Launch::new(input, silu);
+    let (count, dim) = independent(launch.units());
+    let ConvDims { batch, seq_len, channels, .. } = launch.dims;
+    let y = empty(&launch.x, [batch, seq_len, channels], launch.x.dtype);
+    let dtype = elem(&launch.x);
+    // SAFETY: the kernel checks the number of units, and all buffers have the shapes of the operation;
+    // `vector` divides the channels.
+    unsafe {
+        conv_fwd::launch_unchecked(
+            &y.client,
+            count,
+            dim,
+            launch.vector,
+            launch.x.into_tensor_arg(),
+            launch.weight.into_tensor_arg(),
+            launch.bias.into_tensor_arg(),
+            launch.initial.into_tensor_arg(),
+            launch.resets.into_tensor_arg(),
+            y.clone().into_tensor_arg(),
+            batch,
+            seq_len,
+            channels / launch.vector,
+            launch.span,
+            launch.variant,
+            dtype,
+        );
+    }
+    y
+}
+
+fn backward(
+    input: ConvPrimitives<CubeBackend>,
+    grad_y: CubeTensor,
+    silu: bool,
+) -> ConvGradPrimitives<CubeBackend> {
+    let types = input.clone();
+    let launch = Launch::new(input, silu);
+    let (count, dim) = independent(launch.units());
+    let ConvDims { batch, seq_len, channels, d_conv } = launch.dims;
+    let (variant, vector) = (launch.variant, launch.vector);
+    let grad_y = rows(cast(grad_y, launch.x.dtype));
+    let grad_x = empty(&launch.x, [batch, seq_len, channels], launch.x.dtype);
+    let entries = batch * launch.spans();
+    let n_params = entries * (d_conv + 1) * channels;
+    let n_initial = if variant.initial { batch * (d_conv - 1) * channels } else { 0 };
+    let param_grads = empty_f32(&launch.x, [n_params + n_initial]);
+    let client = grad_x.client.clone();
+    let dtype = elem(&launch.x);
+    // SAFETY: as in `forward`; `param_grads` has the parts that the kernel documents.
+    unsafe {
+        conv_bwd::launch_unchecked(
+            &client,
+            count,
+            dim,
+            vector,
+            launch.x.into_tensor_arg(),
+            launch.weight.into_tensor_arg(),
+            launch.bias.into_tensor_arg(),
+            launch.initial.into_tensor_arg(),
+            launch.resets.into_tensor_arg(),
+            grad_y.into_tensor_arg(),
+            grad_x.clone().into_tensor_arg(),
+            param_grads.clone().into_tensor_arg(),
+            batch,
+            seq_len,
+            channels / vector,
+            launch.span,
+            variant,
+            dtype,
+        );
+    }
+    let weight = empty_f32(&grad_x, [channels, d_conv]);
+    let bias = empty_f32(&grad_x, [channels]);
+    let (count, dim) = independent((d_conv + 1) * channels);
+    // SAFETY: the kernel checks the number of sums.
+    unsafe {
+        conv_reduce::launch_unchecked(
+            &client,
+            count,
+            dim,
+            param_grads.clone().into_tensor_arg(),
+            weight.clone().into_tensor_arg(),
+            bias.clone().into_tensor_arg(),
+            entries,
+            channels,
+            d_conv,
+            variant.bias,
+        );
+    }
+    let initial_state = types.initial_state.into_option().map(|like| {
+        let shape = [batch, d_conv - 1, channels];
+        match variant.initial {
+            true => part(&param_grads, n_params, shape, like.dtype),
+            // A filter of one tap has a history without elements.
+            false => empty(&like, shape, like.dtype),
+        }
+    });
+    ConvGradPrimitives {
+        x: grad_x,
+        weight: cast(weight, types.weight.dtype),
+        bias: types.bias.into_option().map(|like| cast(bias, like.dtype)).into(),
+        initial_state: initial_state.into(),
+    }
+}
+
+impl CausalConv1dOps for CubeBackend {
+    fn causal_conv1d_fwd(input: ConvPrimitives<Self>, silu: bool) -> FloatTensor<Self> {
+        forward(input, silu)
+    }
+
+    fn causal_conv1d_bwd(
+        input: ConvPrimitives<Self>,
+        grad_y: FloatTensor<Self>,
+        silu: bool,
+    ) -> ConvGradPrimitives<Self> {
+        backward(input, grad_y, silu)
+    }
+}

@@ -1,0 +1,134 @@
+//! What the launchers of all kernels share: buffers, layouts, and what a device can do.
+
+use burn::{
+    backend::cubecl::dtype_to_elem_type,
+    tensor::{DType, Shape},
+};
+use burn_cubecl::{
+    kernel::{self, into_contiguous},
+    ops::numeric::empty_device_contiguous_dtype,
+    tensor::CubeTensor,
+};
+use cubecl::{
+    CubeCount, CubeDim,
+    client::Client,
+    ir::{ElemType, features::Plane},
+};
+
+use super::{kernel::unpack, primitive::Maybe};
+
+/// Units of a cube whose units work for themselves.
+const UNITS: usize = 64;
+
+/// Most cubes along one axis that every device takes.
+const MAX_CUBES: usize = 65_535;
+
+/// A contiguous tensor that nothing has written yet, on the device of `like`.
+pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, shape.into(), dtype)
+}
+
+/// A contiguous f32 tensor that nothing has written yet.
+pub(super) fn empty_f32(like: &CubeTensor, shape: impl Into<Shape>) -> CubeTensor {
+    empty(like, shape, DType::F32)
+}
+
+/// The tensor in row-major order.
+pub(super) fn rows(tensor: CubeTensor) -> CubeTensor {
+    into_contiguous(tensor)
+}
+
+/// The tensor in row-major order and f32.
+pub(super) fn rows_f32(tensor: CubeTensor) -> CubeTensor {
+    cast(into_contiguous(tensor), DType::F32)
+}
+
+/// The tensor in another type, itself if it has that type.
+pub(super) fn cast(tensor: CubeTensor, dtype: DType) -> CubeTensor {
+    if tensor.dtype == dtype { tensor } else { kernel::cast(tensor, dtype) }
+}
+
+/// The element type a kernel is compiled for.
+pub(super) fn elem(tensor: &CubeTensor) -> ElemType {
+    dtype_to_elem_type(tensor.dtype)
+}
+
+/// The tensor in row-major order; `dummy`, which a kernel does not read, if it is absent.
+pub(super) fn rows_or(tensor: Maybe<burn_cubecl::CubeBackend>, dummy: &CubeTensor) -> CubeTensor {
+    tensor.into_option().map_or_else(|| dummy.clone(), rows)
+}
+
+/// As [`rows_or`], in f32.
+pub(super) fn rows_f32_or(
+    tensor: Maybe<burn_cubecl::CubeBackend>,
+    dummy: &CubeTensor,
+) -> CubeTensor {
+    tensor.into_option().map_or_else(|| dummy.clone(), rows_f32)
+}
+
+/// Cubes and their size for `units` independent units; the last cubes may hold superfluous ones.
+pub(super) fn independent(units: usize) -> (CubeCount, CubeDim) {
+    (cubes(units.div_ceil(UNITS)), CubeDim::new_1d(UNITS as u32))
+}
+
+/// At least `count` cubes in a grid that every device takes.
+pub(super) fn cubes(count: usize) -> CubeCount {
+    let x = count.clamp(1, MAX_CUBES);
+    CubeCount::Static(x as u32, count.div_ceil(x).max(1) as u32, 1)
+}
+
+/// Whether the kernels that exchange values inside of planes of 32 units can run.
+pub(super) fn has_planes(client: &Client) -> bool {
+    let properties = client.properties();
+    let hardware = &properties.hardware;
+    properties.features.plane.contains(Plane::Ops)
+        && hardware.plane_size_min == 32
+        && hardware.plane_size_max == 32
+        && hardware.max_units_per_cube >= 256
+        && (is_cuda(client) || client.name().contains("spirv"))
+}
+
+/// Whether kernels are compiled as CUDA C++, which takes instructions of the chip.
+pub(super) fn is_cuda(client: &Client) -> bool {
+    client.name().contains("cuda")
+}
+
+/// Panics if a kernel's 32-bit indices do not reach the end of a buffer of `len` elements.
+pub(super) fn check_len(op: &str, what: &str, len: usize) {
+    assert!(
+        u32::try_from(len).is_ok(),
+        "{op}: {what} needs {len} elements, kernels index at most 2^32 - 1; use a smaller batch"
+    );
+}
+
+/// A tensor of a packed f32 buffer, `offset` elements behind its beginning.
+pub(super) fn part(
+    from: &CubeTensor,
+    offset: usize,
+    shape: impl Into<Shape>,
+    dtype: DType,
+) -> CubeTensor {
+    let to = empty(from, shape, dtype);
+    let len = to.meta.num_elements();
+    let (count, dim) = independent(len);
+    // SAFETY: the kernel checks the number of elements, and callers name parts of `from`.
+    unsafe {
+        unpack::launch_unchecked(
+            &from.client,
+            count,
+            dim,
+            from.clone().into_tensor_arg(),
+            to.clone().into_tensor_arg(),
+            len,
+            offset,
+            elem(&to),
+        );
+    }
+    to
+}
+
+/// Elements that a unit takes at a time: a divisor of `len`.
+pub(super) fn vector_size(len: usize) -> usize {
+    [4, 2, 1].into_iter().find(|size| len.is_multiple_of(*size)).unwrap_or(1)
+}

@@ -1,0 +1,91 @@
+//! Functions inside of kernels, and the copies that bring tensors into the form of portable kernels.
+
+use cubecl::{ir::ElemType, prelude::*};
+
+/// `e^x`; `base2` says that `x` is already scaled by `log2 e`, for the chip's own instruction.
+#[cube]
+pub(super) fn decay(x: f32, #[comptime] base2: bool) -> f32 {
+    if comptime!(base2) { exp2_approx(x) } else { x.exp() }
+}
+
+/// `2^x` with a relative error of 2^-22; CUDA only.
+#[cube]
+pub(super) fn exp2_approx(x: f32) -> f32 {
+    let out: f32;
+    gpu_asm!("ex2.approx.ftz.f32 {}, {};", out(_) out, in(_) x, options(pure, nomem));
+    out
+}
+
+/// `1 / x` with a relative error of 2^-23; CUDA only.
+#[cube]
+fn recip_approx(x: f32) -> f32 {
+    let out: f32;
+    gpu_asm!("rcp.approx.ftz.f32 {}, {};", out(_) out, in(_) x, options(pure, nomem));
+    out
+}
+
+/// `e^-|x|` and `1 / (1 + e^-|x|)`, of which both functions below are made.
+#[cube]
+fn logistic(x: f32, #[comptime] cuda: bool) -> (f32, f32) {
+    if comptime!(cuda) {
+        let e = exp2_approx(x.abs() * -std::f32::consts::LOG2_E);
+        (e, recip_approx(1.0 + e))
+    } else {
+        let e = (-(x.abs())).exp();
+        (e, 1.0 / (1.0 + e))
+    }
+}
+
+/// `1 / (1 + e^-x)` without overflow.
+#[cube]
+pub(super) fn sigmoid(x: f32, #[comptime] cuda: bool) -> f32 {
+    let (e, r) = logistic(x, cuda);
+    select(x >= 0.0, r, e * r)
+}
+
+/// `ln(1 + e^x)` and its derivative.
+///
+/// `ln(1 + e) = 2 artanh(s)` with `s = e / (2 + e) <= 1/3`, a series that loses nothing when `e` is
+/// small and needs no logarithm.
+#[cube]
+pub(super) fn softplus(x: f32, #[comptime] cuda: bool) -> (f32, f32) {
+    let (e, r) = logistic(x, cuda);
+    let s = if comptime!(cuda) { e * recip_approx(2.0 + e) } else { e / (2.0 + e) };
+    let q = s * s;
+    let mut series = q * 0.076_923_08 + 0.090_909_09;
+    series = series * q + 0.111_111_11;
+    series = series * q + 0.142_857_14;
+    series = series * q + 0.2;
+    series = series * q + 0.333_333_34;
+    series = series * q + 1.0;
+    let positive = select(x > 0.0, x, 0.0);
+    (positive + 2.0 * s * series, select(x >= 0.0, r, e * r))
+}
+
+/// Writes `from` behind the first `offset` elements of `to`, in f32.
+#[cube(launch_unchecked)]
+pub(super) fn pack<E: Float>(
+    from: &Tensor<E>,
+    to: &mut Tensor<f32>,
+    len: usize,
+    offset: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        to[offset + ABSOLUTE_POS] = f32::cast_from(from[ABSOLUTE_POS]);
+    }
+}
+
+/// Copies what lies behind the first `offset` elements of `from`.
+#[cube(launch_unchecked)]
+pub(super) fn unpack<E: Float>(
+    from: &Tensor<f32>,
+    to: &mut Tensor<E>,
+    len: usize,
+    offset: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        to[ABSOLUTE_POS] = E::cast_from(from[offset + ABSOLUTE_POS]);
+    }
+}

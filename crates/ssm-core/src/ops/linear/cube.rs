@@ -1,0 +1,147 @@
+//! Linear maps on devices of CubeCL: Burn's matrix product, with few launches.
+
+use burn::{
+    backend::{TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor},
+    tensor::{Shape, Slice},
+};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+
+use super::extension::{LinearGradPrimitives, LinearOps, LinearOptions, LinearPrimitives, Parts};
+use crate::ops::{cube::cast, primitive::Maybe};
+
+/// Widths of all parts together up to which they are one product that is cut, or put together
+/// backwards: narrow products read `x` again and again, wide ones cost more to copy than to compute
+/// apart.
+const NARROW: usize = 256;
+
+type B = CubeBackend;
+
+/// The last axis against all others.
+fn matrix(x: CubeTensor) -> CubeTensor {
+    let shape = x.shape();
+    let columns = shape.to_vec().last().copied().unwrap_or(1);
+    let rows = shape.num_elements() / columns;
+    B::float_reshape(x, Shape::from([rows, columns]))
+}
+
+fn columns(x: CubeTensor, (from, len): (usize, usize)) -> CubeTensor {
+    let [rows, _]: [usize; 2] = x.shape().dims();
+    B::float_slice(x, &[Slice::from(0..rows), Slice::from(from..from + len)])
+}
+
+fn transposed(x: CubeTensor) -> CubeTensor {
+    B::float_swap_dims(x, 0, 1)
+}
+
+fn forward(input: LinearPrimitives<B>, options: LinearOptions) -> Vec<CubeTensor> {
+    let shape = input.x.shape().to_vec();
+    let dtype = input.x.dtype;
+    let [_, d_out]: [usize; 2] = input.weight.shape().dims();
+    let (x, weight) = (matrix(input.x), cast(input.weight, dtype));
+    let bias = input.bias.into_option().map(|bias| {
+        let bias = cast(bias, dtype);
+        B::float_reshape(bias, Shape::from([1, d_out]))
+    });
+    let product = |part: (usize, usize)| {
+        let whole = part == (0, d_out);
+        let cut = |t: &CubeTensor| if whole { t.clone() } else { columns(t.clone(), part) };
+        let y = B::float_matmul(x.clone(), cut(&weight));
+        match &bias {
+            Some(bias) => B::float_add(y, cut(bias)),
+            None => y,
+        }
+    };
+    let shaped = |y: CubeTensor, width: usize| {
+        let mut shape = shape.clone();
+        if let Some(last) = shape.last_mut() {
+            *last = width;
+        }
+        B::float_reshape(y, Shape::from(shape))
+    };
+    let parts: Vec<_> = options.columns().collect();
+    if parts.len() > 1 && d_out <= NARROW {
+        let y = product((0, d_out));
+        return parts.iter().map(|part| shaped(columns(y.clone(), *part), part.1)).collect();
+    }
+    parts.into_iter().map(|part| shaped(product(part), part.1)).collect()
+}
+
+fn backward(
+    input: LinearPrimitives<B>,
+    grad_y: Parts<B>,
+    options: LinearOptions,
+) -> LinearGradPrimitives<B> {
+    let types = input.clone();
+    let dtype = input.x.dtype;
+    let shape = input.x.shape();
+    let device = input.x.device();
+    let [d_in, d_out]: [usize; 2] = input.weight.shape().dims();
+    let (x, weight) = (matrix(input.x), cast(input.weight, dtype));
+    let [rows, _]: [usize; 2] = x.shape().dims();
+    let all: Vec<_> = grad_y.into_options().into_iter().zip(options.columns()).collect();
+    let zeros = |shape: [usize; 2]| B::float_zeros(Shape::from(shape), &device, dtype.into());
+    // Gradients of the outputs with their columns in `weight`.
+    let parts: Vec<(CubeTensor, (usize, usize))> = if all.len() > 1 && d_out <= NARROW {
+        let whole = all.into_iter().map(|(grad, (_, len))| match grad {
+            Some(grad) => matrix(cast(grad, dtype)),
+            None => zeros([rows, len]),
+        });
+        vec![(B::float_cat(whole.collect(), 1), (0, d_out))]
+    } else {
+        let present = all.into_iter().filter_map(|(grad, part)| grad.map(|grad| (grad, part)));
+        present.map(|(grad, part)| (matrix(cast(grad, dtype)), part)).collect()
+    };
+    let grad_x = options.grad_x.then(|| {
+        let products = parts.iter().map(|(grad, part)| {
+            let weight = match *part == (0, d_out) {
+                true => weight.clone(),
+                false => columns(weight.clone(), *part),
+            };
+            B::float_matmul(grad.clone(), transposed(weight))
+        });
+        let sum = products.reduce(B::float_add).unwrap_or_else(|| zeros([rows, d_in]));
+        B::float_reshape(sum, shape)
+    });
+    // The columns of all parts next to each other, zeros where a part is absent.
+    let beside = |rows: usize, of: &dyn Fn(&CubeTensor) -> CubeTensor| {
+        let mut pieces = Vec::new();
+        for (from, len) in options.columns() {
+            match parts.iter().find(|(_, part)| part.0 == from) {
+                Some((grad, _)) => pieces.push(of(grad)),
+                None if parts.iter().any(|(_, part)| *part == (0, d_out)) => {}
+                None => pieces.push(zeros([rows, len])),
+            }
+        }
+        match pieces.len() {
+            1 => pieces.remove(0),
+            _ => B::float_cat(pieces, 1),
+        }
+    };
+    let grad_weight = options.grad_weight.then(|| {
+        let grad = beside(d_in, &|grad| B::float_matmul(transposed(x.clone()), grad.clone()));
+        cast(grad, types.weight.dtype)
+    });
+    let grad_bias = types.bias.into_option().map(|like| {
+        let grad = beside(1, &|grad| B::float_sum_dim(grad.clone(), 0));
+        cast(B::float_reshape(grad, Shape::from([d_out])), like.dtype)
+    });
+    LinearGradPrimitives {
+        x: Maybe::from(grad_x),
+        weight: Maybe::from(grad_weight),
+        bias: Maybe::from(grad_bias),
+    }
+}
+
+impl LinearOps for CubeBackend {
+    fn linear_fwd(input: LinearPrimitives<Self>, options: LinearOptions) -> Vec<FloatTensor<Self>> {
+        forward(input, options)
+    }
+
+    fn linear_bwd(
+        input: LinearPrimitives<Self>,
+        grad_y: Parts<Self>,
+        options: LinearOptions,
+    ) -> LinearGradPrimitives<Self> {
+        backward(input, grad_y, options)
+    }
+}

@@ -1,0 +1,69 @@
+//! The operations on devices of CubeCL.
+
+use burn::backend::{TensorMetadata, tensor::FloatTensor};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+
+use super::{extension::PointwiseOps, kernel};
+use crate::ops::cube::{cast, elem, empty, independent, rows, vector_size};
+
+fn gelu(x: CubeTensor, grad_y: Option<CubeTensor>) -> CubeTensor {
+    let x = rows(x);
+    let (len, grad) = (x.meta.num_elements(), grad_y.is_some());
+    let grad_y = grad_y.map_or_else(|| x.clone(), |grad_y| rows(cast(grad_y, x.dtype)));
+    let y = empty(&x, x.shape(), x.dtype);
+    let vector = vector_size(len);
+    let (count, dim) = independent(len / vector);
+    let dtype = elem(&x);
+    // SAFETY: the kernel checks the number of vectors, and `vector` divides the length of all three.
+    unsafe {
+        kernel::gelu::launch_unchecked(
+            &y.client,
+            count,
+            dim,
+            vector,
+            x.into_tensor_arg(),
+            grad_y.into_tensor_arg(),
+            y.clone().into_tensor_arg(),
+            len / vector,
+            grad,
+            dtype,
+        );
+    }
+    y
+}
+
+impl PointwiseOps for CubeBackend {
+    fn reverse(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let x = rows(x);
+        let [_, seq_len, channels]: [usize; 3] = x.shape().dims();
+        let y = empty(&x, x.shape(), x.dtype);
+        let vector = vector_size(channels);
+        let len = x.meta.num_elements() / vector;
+        let (count, dim) = independent(len);
+        let dtype = elem(&x);
+        // SAFETY: as in `gelu`.
+        unsafe {
+            kernel::reverse::launch_unchecked(
+                &y.client,
+                count,
+                dim,
+                vector,
+                x.into_tensor_arg(),
+                y.clone().into_tensor_arg(),
+                len,
+                seq_len,
+                channels / vector,
+                dtype,
+            );
+        }
+        y
+    }
+
+    fn gelu_fwd(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu(x, None)
+    }
+
+    fn gelu_bwd(x: FloatTensor<Self>, grad_y: FloatTensor<Self>) -> FloatTensor<Self> {
+        gelu(x, Some(grad_y))
+    }
+}

@@ -1,0 +1,67 @@
+//! One unit for each vector of elements.
+
+use cubecl::{ir::ElemType, prelude::*};
+
+/// `y[entry, t] = x[entry, seq_len - 1 - t]`; `width` vectors a step.
+#[cube(launch_unchecked)]
+pub(super) fn reverse<E: Float, V: Size>(
+    x: &Tensor<Vector<E, V>>,
+    y: &mut Tensor<Vector<E, V>>,
+    len: usize,
+    seq_len: usize,
+    width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let lane = ABSOLUTE_POS % width;
+        let t = ABSOLUTE_POS / width % seq_len;
+        let entry = ABSOLUTE_POS / width / seq_len;
+        y[ABSOLUTE_POS] = x[(entry * seq_len + seq_len - 1 - t) * width + lane];
+    }
+}
+
+/// Standard normal distribution at `x`: its integral up to there, and its density.
+///
+/// `erf` by Abramowitz & Stegun, formula 7.1.26, absolute error 1.5e-7.
+#[cube]
+fn normal(x: f32) -> (f32, f32) {
+    let pdf = (x * x * -0.5f32).exp();
+    let t = 1.0f32 / (x.abs() * 0.231_641_88 + 1.0);
+    let mut series = t * 1.061_405_4 - 1.453_152_1;
+    series = series * t + 1.421_413_8;
+    series = series * t - 0.284_496_72;
+    series = series * t + 0.254_829_6;
+    // Half of `1 - erf(|x| / sqrt 2)`.
+    let tail = series * t * pdf * 0.5;
+    let cdf = select(x >= 0.0, 1.0f32 - tail, tail);
+    (cdf, pdf * 0.398_942_3f32)
+}
+
+/// GELU of every element, or with `grad` its derivative times `grad_y`.
+#[cube(launch_unchecked)]
+pub(super) fn gelu<E: Float, V: Size>(
+    x: &Tensor<Vector<E, V>>,
+    grad_y: &Tensor<Vector<E, V>>,
+    out: &mut Tensor<Vector<E, V>>,
+    len: usize,
+    #[comptime] grad: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let size = V::value();
+        let value = Vector::<f32, V>::cast_from(x[ABSOLUTE_POS]);
+        let mut result = Vector::<f32, V>::empty();
+        #[unroll]
+        for s in 0..size {
+            let x = value.extract(s);
+            let (cdf, pdf) = normal(x);
+            if comptime!(grad) {
+                let dy = f32::cast_from(grad_y[ABSOLUTE_POS].extract(s));
+                result.insert(s, dy * (cdf + x * pdf));
+            } else {
+                result.insert(s, x * cdf);
+            }
+        }
+        out[ABSOLUTE_POS] = Vector::cast_from(result);
+    }
+}

@@ -1,0 +1,115 @@
+//! The scan on devices of CubeCL: which kernels run, and the sum that ends both backward passes.
+
+use burn::{
+    backend::{TensorMetadata, tensor::FloatTensor},
+    tensor::DType,
+};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+
+use super::{
+    extension::{ScanGradPrimitives, ScanOptions, ScanPrimitives, SelectiveScanOps},
+    host::ScanDims,
+    kernel::scan_reduce,
+    portable,
+};
+use crate::ops::{
+    cube::{cast, elem, empty, empty_f32, independent},
+    primitive::Maybe,
+};
+
+fn dims(input: &ScanPrimitives<CubeBackend>) -> ScanDims {
+    let [batch, seq_len, d_inner] = input.u.shape().dims();
+    let [_, d_state] = input.a.shape().dims();
+    let [_, _, grouped] = input.b.shape().dims();
+    ScanDims { batch, seq_len, d_inner, d_state, n_groups: grouped / d_state }
+}
+
+/// Gradients that all batch entries, or all channels of a group, add to.
+pub(super) struct SharedGrads {
+    pub(super) a: CubeTensor,
+    pub(super) b: CubeTensor,
+    pub(super) c: CubeTensor,
+    pub(super) d: Maybe<CubeBackend>,
+    pub(super) delta_bias: Maybe<CubeBackend>,
+}
+
+/// Sums the partial gradients of [`scan_reduce`]; `[slices, stride]` is their layout there.
+pub(super) fn reduce(
+    row_grads: &CubeTensor,
+    param_grads: &CubeTensor,
+    entries: usize,
+    [slices, stride]: [usize; 2],
+    dims: ScanDims,
+    types: &ScanPrimitives<CubeBackend>,
+) -> SharedGrads {
+    let ScanDims { batch, seq_len, d_inner, d_state, n_groups } = dims;
+    let n_rows = batch * seq_len * n_groups * d_state;
+    let rows = [batch, seq_len, n_groups * d_state];
+    let b = empty(&types.b, rows, types.b.dtype);
+    let c = empty(&types.b, rows, types.b.dtype);
+    let a = empty_f32(&types.a, [d_inner, d_state]);
+    let present = |tensor: &Maybe<CubeBackend>| match tensor {
+        Maybe::Present(like) => Some(like.dtype),
+        Maybe::Absent => None,
+    };
+    let (d_type, bias_type) = (present(&types.d), present(&types.delta_bias));
+    let channels = |dtype: Option<DType>| empty_f32(&a, [dtype.map_or(1, |_| d_inner)]);
+    let (d, delta_bias) = (channels(d_type), channels(bias_type));
+    let (count, dim) = independent(n_rows + d_inner * d_state);
+    // SAFETY: the kernel checks its unit against the numbers of rows and parameters, whose buffers have
+    // the shapes it documents.
+    unsafe {
+        scan_reduce::launch_unchecked(
+            &a.client,
+            count,
+            dim,
+            row_grads.clone().into_tensor_arg(),
+            param_grads.clone().into_tensor_arg(),
+            b.clone().into_tensor_arg(),
+            c.clone().into_tensor_arg(),
+            a.clone().into_tensor_arg(),
+            d.clone().into_tensor_arg(),
+            delta_bias.clone().into_tensor_arg(),
+            n_rows,
+            entries,
+            seq_len,
+            d_inner,
+            d_state,
+            n_groups,
+            slices,
+            stride,
+            d_type.is_some(),
+            bias_type.is_some(),
+            elem(&b),
+        );
+    }
+    SharedGrads {
+        a: cast(a, types.a.dtype),
+        b,
+        c: cast(c, types.c.dtype),
+        d: d_type.map(|dtype| cast(d, dtype)).into(),
+        delta_bias: bias_type.map(|dtype| cast(delta_bias, dtype)).into(),
+    }
+}
+
+impl SelectiveScanOps for CubeBackend {
+    fn selective_scan_fwd(
+        input: ScanPrimitives<Self>,
+        options: ScanOptions,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let dims = dims(&input);
+        let [y, final_state, states] = portable::forward(input, dims, options);
+        (y, final_state, states)
+    }
+
+    fn selective_scan_bwd(
+        input: ScanPrimitives<Self>,
+        states: FloatTensor<Self>,
+        grad_y: FloatTensor<Self>,
+        grad_final: Maybe<Self>,
+        options: ScanOptions,
+    ) -> ScanGradPrimitives<Self> {
+        let dims = dims(&input);
+        portable::backward(input, states, grad_y, grad_final, dims, options)
+    }
+}
