@@ -70,8 +70,8 @@ fn reference_and_kernels_agree_with_the_host() {
             // The floor is the documented error of `erf`.
             let bound = 2.0 * relative_rms(&reference_y, &y) + 3e-7;
             assert_error(&format!("kernel y, {what}"), &kernel_y, &y, bound);
-            if name == "ndarray" {
-                // There Burn differentiates the tanh form, which is 3e-4 off; ours must not be.
+            if name != "flex" {
+                // Elsewhere Burn differentiates the tanh form, which is 3e-4 off; ours must not be.
                 assert_error(&format!("kernel gradient, {what}"), &kernel, &grad, 5e-7);
                 continue;
             }

@@ -30,12 +30,11 @@ fn gpu() -> Option<(&'static str, Device)> {
         "cuda" => ("cuda", Device::cuda(0)),
         #[cfg(feature = "vulkan")]
         "vulkan" => ("vulkan", Device::vulkan(DeviceKind::DefaultDevice)),
-        #[cfg(feature = "vulkan")]
-        "vulkan:cpu" => ("vulkan", Device::vulkan(DeviceKind::Cpu)),
+        // Outside of a browser WebGPU is whatever graphics interface wgpu finds.
         #[cfg(feature = "webgpu")]
-        "webgpu" => ("webgpu", Device::webgpu(DeviceKind::DefaultDevice)),
+        "webgpu" => ("webgpu", Device::wgpu(DeviceKind::DefaultDevice)),
         #[cfg(feature = "webgpu")]
-        "webgpu:cpu" => ("webgpu", Device::webgpu(DeviceKind::Cpu)),
+        "webgpu:cpu" => ("webgpu", Device::wgpu(DeviceKind::Cpu)),
         other => panic!("SSM_TEST_DEVICE is `{other}`: this build has no such device"),
     })
 }

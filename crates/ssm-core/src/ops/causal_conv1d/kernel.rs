@@ -141,7 +141,16 @@ pub(super) fn conv_fwd<E: Float, V: Size>(
         load_taps::<V>(weight, &mut taps, lane, k);
         let mut window = Array::<Vector<f32, V>>::new(k.window);
         let mut since = load_window::<E, V>(
-            x, initial, resets, &mut window, entry, from, seq_len, width, lane, k,
+            x,
+            initial,
+            resets,
+            &mut window,
+            entry,
+            from,
+            seq_len,
+            width,
+            lane,
+            k,
         );
         let mut constant = Vector::<f32, V>::new(0.0f32);
         if comptime!(k.bias) {
@@ -205,7 +214,16 @@ pub(super) fn conv_bwd<E: Float, V: Size>(
         load_taps::<V>(weight, &mut taps, lane, k);
         let mut window = Array::<Vector<f32, V>>::new(k.window);
         let mut since = load_window::<E, V>(
-            x, initial, resets, &mut window, entry, from, seq_len, width, lane, k,
+            x,
+            initial,
+            resets,
+            &mut window,
+            entry,
+            from,
+            seq_len,
+            width,
+            lane,
+            k,
         );
         let mut constant = Vector::<f32, V>::new(0.0f32);
         if comptime!(k.bias) {

@@ -75,15 +75,9 @@ impl Packed {
         let ScanDims { batch, seq_len, d_inner, d_state, n_groups } = dims;
         let (n_steps, n_state) = (batch * seq_len * d_inner, batch * d_inner * d_state);
         let n_rows = batch * seq_len * n_groups * d_state;
-        let [d, z, bias, initial, resets, grad_final] = [
-            input.d,
-            input.z,
-            input.delta_bias,
-            input.initial_state,
-            input.resets,
-            grad_final,
-        ]
-        .map(Maybe::into_option);
+        let [d, z, bias, initial, resets, grad_final] =
+            [input.d, input.z, input.delta_bias, input.initial_state, input.resets, grad_final]
+                .map(Maybe::into_option);
         let variant = Variant {
             block: d_state.next_power_of_two().min(BLOCK),
             chunk: CHUNK,

@@ -32,11 +32,6 @@ pub(super) struct Variant {
 /// Sizes, and offsets into the packed buffers.
 #[derive(CubeType, Clone, Copy)]
 struct Sizes {
-    batch: usize,
-    seq_len: usize,
-    d_inner: usize,
-    d_state: usize,
-    n_groups: usize,
     per_group: usize,
     n_chunks: usize,
     n_blocks: usize,
@@ -64,11 +59,6 @@ fn sizes(
     let at_initial = at_d + 2 * d_inner;
     let n_state = batch * d_inner * d_state;
     Sizes {
-        batch,
-        seq_len,
-        d_inner,
-        d_state,
-        n_groups,
         per_group: d_inner / n_groups,
         n_chunks: (seq_len + comptime!(k.chunk - 1)) / k.chunk,
         n_blocks: (d_state + comptime!(k.block - 1)) / k.block,
