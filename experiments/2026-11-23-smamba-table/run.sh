@@ -19,7 +19,8 @@ one() {
   [ -d "$runs/$run/checkpoints" ] && flag=--resume
   RAYON_NUM_THREADS=1 "$ssm" train "$root/configs/forecasting/$name.toml" --quiet $flag \
     --set run.dir="$runs" --set run.name="$run" --set run.seed="$3" --device flex \
-    --set task.forecasting.baselines="$baselines" > "$runs/$run.out" 2> "$runs/$run.log" || true
+    --set task.forecasting.baselines="$baselines" > "$runs/$run.out" 2> "$runs/$run.log" ||
+    echo "failed: $run, see $runs/$run.log" >&2
 }
 export -f one; export ssm runs root
 mkdir -p "$runs"

@@ -10,12 +10,14 @@ use ssm_core::ops::linear::{linear, linear_split};
 use crate::support::{Draw, assert_error, devices, half_devices, tensor, values};
 
 /// Rows (as batch and steps), `d_in` and the widths of the parts.
-const SHAPES: [([usize; 2], usize, [usize; 3]); 5] = [
+const SHAPES: [([usize; 2], usize, [usize; 3]); 7] = [
     ([1, 1], 1, [1, 1, 1]),
     ([1, 7], 5, [3, 1, 9]),
     ([2, 33], 16, [2, 16, 16]),
     ([3, 65], 97, [70, 1, 33]),
     ([2, 256], 130, [128, 64, 16]),
+    ([32, 25], 256, [16, 16, 32]),
+    ([1, 4], 1300, [64, 70, 200]),
 ];
 
 struct Case {
@@ -129,4 +131,37 @@ fn wrong_widths_are_named() {
     let (_, device) = devices().remove(0);
     let layer = Linear { weight: Param::from_tensor(Tensor::ones([3, 5], &device)), bias: None };
     let _ = linear_split(&layer, Tensor::ones([1, 2, 3], &device), [2, 2]);
+}
+
+#[test]
+fn linear_is_bit_equal_for_any_number_of_threads() {
+    for (name, device) in devices() {
+        let device = device.autodiff();
+        for (index, (_, _, widths)) in SHAPES.into_iter().enumerate() {
+            let case = case(index, true, &device);
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                pool.expect("pool").install(|| {
+                    run(&case, [true; 3], |x, weight, bias| {
+                        let bias = bias.map(Param::from_tensor);
+                        let layer = Linear { weight: Param::from_tensor(weight), bias };
+                        linear_split(&layer, x, widths)
+                    })
+                })
+            };
+            let one = run(1);
+            for threads in [2, 3, 4, 7, 16] {
+                assert_eq!(one, run(threads), "{name}, shape {index}, {threads} threads");
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "linear: `widths[1]` is 0, expected at least 1")]
+fn a_part_without_width_is_refused() {
+    let device = Device::flex();
+    let weight = Tensor::<2>::ones([3, 4], &device);
+    let layer = Linear { weight: Param::from_tensor(weight), bias: None };
+    linear_split(&layer, Tensor::<3>::ones([1, 2, 3], &device), [4, 0]);
 }

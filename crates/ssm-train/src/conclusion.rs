@@ -7,6 +7,7 @@ use crate::{
     config::Config,
     error::Error,
     logging,
+    plan::Plan,
     position::{Best, Position},
     report::{self, RunReport, Table},
     result::RunResult,
@@ -47,6 +48,7 @@ pub(crate) fn conclude<T: Task>(
     run: &RunDir,
     task: &T,
     model: &T::Model,
+    plan: &Plan,
     position: &Position,
 ) -> Result<Summary, Error> {
     let written = RunResult::load(&run.result()).filter(|result| result.steps == position.step);
@@ -74,7 +76,7 @@ pub(crate) fn conclude<T: Task>(
         report: run.report(),
         metric: task.selection().metric.to_owned(),
         best: position.best,
-        stopped_early: position.out_of_patience(config.train.patience),
+        stopped_early: position.out_of_patience(config.train.patience) && !plan.ends(position.step),
         result,
     })
 }

@@ -84,9 +84,9 @@ pub fn train<T: Task>(
     if let Some(signal) = interrupt.signal() {
         return Err(Error::Interrupted { signal, step: trainer.position.step });
     }
-    let Trainer { task, position, progress, .. } = trainer;
+    let Trainer { task, plan, position, progress, .. } = trainer;
     drop(progress);
-    conclude(config, &run, &task, &model.valid(), &position)
+    conclude(config, &run, &task, &model.valid(), &plan, &position)
 }
 
 /// Everything of a run in progress but the model, which the optimiser consumes at every step.

@@ -9,7 +9,7 @@ pub(crate) struct Disjoint<'a> {
     owner: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the only access is `slice`, whose callers promise that parts do not overlap.
+// SAFETY: the only accesses are `slice` and `tile`, whose callers promise that parts do not overlap.
 unsafe impl Send for Disjoint<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Disjoint<'_> {}
@@ -51,8 +51,8 @@ impl<'a> Disjoint<'a> {
         [rows, cols]: [usize; 2],
         stride: usize,
     ) -> *mut f32 {
-        let end = start + (rows - 1) * stride + cols;
-        assert!(cols <= stride && end <= self.len, "tile outside of the buffer");
+        assert!(rows > 0 && cols <= stride, "tile without rows, or wider than its rows are apart");
+        assert!(start + (rows - 1) * stride + cols <= self.len, "tile outside of the buffer");
         // SAFETY: inside the buffer by the assertion.
         unsafe { self.start.add(start) }
     }

@@ -6,7 +6,6 @@
 //! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | hand-written, one launch |
 //! | [`linear`] | - | Burn's matmul | `cpu.rs` | hand-written |
 //! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | hand-written |
-//! | [`linear`] | - | itself: one matrix product of Burn | as reference | Burn's |
 //!
 //! Each op with a kernel is written three times and proved pairwise: `host` (plain slices, f64),
 //! `reference` (tensors, ordinary autodiff; for `pointwise` Burn's function of the same name) and the

@@ -220,6 +220,10 @@ fn an_evaluation_that_only_the_end_asked_for_costs_no_patience() {
     let long = run(&to("train.steps=100"), true, &[]).unwrap();
     assert_eq!((long.result.steps, long.best.unwrap().step), (80, 40), "3.0 and 2.0 are no better");
     assert!(long.stopped_early);
+    // Out of patience at its last step: nothing was left to stop.
+    let settings = [scores, "train.eval_every_steps=20", "train.patience=2", "train.steps=80"];
+    let whole = run(&config(dir.path(), "y", &settings), false, &[]).unwrap();
+    assert!(!whole.stopped_early);
 }
 
 #[test]

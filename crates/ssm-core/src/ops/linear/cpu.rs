@@ -1,7 +1,8 @@
 //! Linear maps on host memory: matrix products on views, threads over tiles of the result.
 //!
 //! Every tile is one product on one thread and no sum crosses tiles, so threads never wait for each
-//! other, and the results do not depend on their number.
+//! other. The number of threads decides where tiles end, and nothing else: `gemm` adds in another
+//! order for long sums and for tiny tiles, so long sums are cut here and tiles are never tiny.
 
 #![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
 
@@ -27,6 +28,16 @@ const SERIAL: usize = 1 << 18;
 /// Smallest tile that a product is cut into, rows and columns: below it packing costs more than the
 /// product itself.
 const MIN_TILE: [usize; 2] = [32, 64];
+
+/// Results up to this size have a kernel of their own in `gemm`, so none is cut down to it.
+const TINY: usize = 16 * 16;
+
+/// The longest sum that `gemm` takes in one go whatever the size of the result.
+const MAX_SUM: usize = 512;
+
+/// Widths of the whole result up to which it is computed in one piece and then cut, or gradients of
+/// parts are put together first: three narrow products leave most of a register tile empty.
+const NARROW: usize = 128;
 
 /// Rows from which a transposed copy of the weight is faster than a product that walks it against
 /// its order (measured: 82 against 107 GFLOP/s on one thread).
@@ -83,58 +94,76 @@ impl Product<'_> {
         [row, col]: [usize; 2],
         [rows, cols]: [usize; 2],
     ) {
-        let (lhs, rhs) = (self.lhs.from(row, 0), self.rhs.from(0, col));
-        assert!(lhs.end(rows, self.k) <= lhs.values.len(), "left operand is too short");
-        assert!(rhs.end(self.k, cols) <= rhs.values.len(), "right operand is too short");
         let at = row * out_stride + self.first + col;
-        // SAFETY: the operands hold what is read by the assertions above, `out.tile` checks the
-        // result, and its tile belongs to this thread by the caller's promise.
-        unsafe {
-            gemm(
-                rows,
-                cols,
-                self.k,
-                out.tile(at, [rows, cols], out_stride),
-                1,
-                out_stride as isize,
-                self.add,
-                lhs.values.as_ptr(),
-                lhs.col_stride as isize,
-                lhs.row_stride as isize,
-                rhs.values.as_ptr(),
-                rhs.col_stride as isize,
-                rhs.row_stride as isize,
-                1.0,
-                1.0,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
+        for from in (0..self.k).step_by(MAX_SUM) {
+            let k = MAX_SUM.min(self.k - from);
+            let (lhs, rhs) = (self.lhs.from(row, from), self.rhs.from(from, col));
+            assert!(lhs.end(rows, k) <= lhs.values.len(), "left operand is too short");
+            assert!(rhs.end(k, cols) <= rhs.values.len(), "right operand is too short");
+            // SAFETY: the operands hold what is read by the assertions above, `out.tile` checks the
+            // result, and its tile belongs to this thread by the caller's promise.
+            unsafe {
+                gemm(
+                    rows,
+                    cols,
+                    k,
+                    out.tile(at, [rows, cols], out_stride),
+                    1,
+                    out_stride as isize,
+                    self.add || from > 0,
+                    lhs.values.as_ptr(),
+                    lhs.col_stride as isize,
+                    lhs.row_stride as isize,
+                    rhs.values.as_ptr(),
+                    rhs.col_stride as isize,
+                    rhs.row_stride as isize,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    Parallelism::None,
+                );
+            }
         }
     }
 }
 
+/// Where part `index` of `parts` almost equal ones begins and how long it is.
+fn part_of(len: usize, index: usize, parts: usize) -> (usize, usize) {
+    let start = len * index / parts;
+    (start, len * (index + 1) / parts - start)
+}
+
 /// Runs products one after the other that share their rows; threads over tiles.
+///
+/// Products that write the same columns write all of them.
 fn run(m: usize, out: &Disjoint<'_>, out_stride: usize, products: &[Product<'_>]) {
     let work: usize = products.iter().map(|product| m * product.n * product.k).sum();
-    let widest = products.iter().map(|product| product.n).max().unwrap_or(0);
+    let (Some(narrowest), Some(widest)) =
+        (products.iter().map(|p| p.n).min(), products.iter().map(|p| p.n).max())
+    else {
+        return;
+    };
     if work == 0 {
         return;
     }
     let threads = if work < SERIAL { 1 } else { rayon::current_num_threads() };
-    let row_tiles = threads.min(m.div_ceil(MIN_TILE[0])).max(1);
-    let col_tiles = threads.div_ceil(row_tiles).min(widest.div_ceil(MIN_TILE[1])).max(1);
-    let (row_step, col_step) = (m.div_ceil(row_tiles), widest.div_ceil(col_tiles));
+    let min_rows = MIN_TILE[0].max(TINY / narrowest + 1);
+    let row_tiles = threads.min(m / min_rows).max(1);
+    let col_tiles = threads.div_ceil(row_tiles).min(widest / MIN_TILE[1]).max(1);
     let tile = |index: usize| {
-        let (row, col) = (index / col_tiles * row_step, index % col_tiles * col_step);
-        for product in products.iter().filter(|product| col < product.n) {
-            if row < m {
-                let size = [row_step.min(m - row), col_step.min(product.n - col)];
-                // SAFETY: tiles differ in their rows or columns, and one thread runs a tile's
-                // products in order.
-                unsafe { product.tile(out, out_stride, [row, col], size) };
-            }
+        let (row, rows) = part_of(m, index / col_tiles, row_tiles);
+        for product in products {
+            let whole = product.n < col_tiles * MIN_TILE[1] || m * MIN_TILE[1] <= TINY;
+            let (col, cols) = match (whole, index % col_tiles) {
+                (true, 0) => (0, product.n),
+                (true, _) => continue,
+                (false, index) => part_of(product.n, index, col_tiles),
+            };
+            // SAFETY: tiles differ in their rows or columns, and one thread runs a tile's products
+            // in order.
+            unsafe { product.tile(out, out_stride, [row, col], [rows, cols]) };
         }
     };
     match row_tiles * col_tiles {
@@ -203,6 +232,17 @@ fn forward<B: HostBackend>(
     let bias = B::maybe_values(input.bias);
     let (x, weight) = (x.as_ref(), weight.as_ref());
     let rows = x.len() / d_in;
+    if bias.is_none() && d_out <= NARROW && options.columns().count() > 1 {
+        let (lhs, rhs) = (View::rows(x, d_in), View::rows(weight, d_out));
+        let product = Product { lhs, rhs, first: 0, n: d_out, k: d_in, add: false };
+        let whole = written(rows, d_out, &[product]);
+        let part = |(first, n): (usize, usize)| {
+            let rows = whole.chunks_exact(d_out);
+            let y: Vec<f32> = rows.flat_map(|row| &row[first..first + n]).copied().collect();
+            B::tensor(y, part_shape(&shape, n), &like)
+        };
+        return options.columns().map(part).collect();
+    }
     let part = |(first, n): (usize, usize)| {
         let product = Product {
             lhs: View::rows(x, d_in),
@@ -241,6 +281,22 @@ fn backward<B: HostBackend>(
         .zip(options.columns())
         .filter_map(|(grad, columns)| grad.map(|grad| (B::values(grad), columns)))
         .collect();
+    let mut parts: Vec<(&[f32], (usize, usize))> =
+        parts.iter().map(|(grad, columns)| (grad.as_ref(), *columns)).collect();
+    let together;
+    if parts.len() > 1
+        && d_out <= NARROW
+        && parts.iter().map(|(_, (_, n))| n).sum::<usize>() == d_out
+    {
+        let mut to = vec![0.0; rows * d_out];
+        for (grad, (first, n)) in &parts {
+            for (to, grad) in to.chunks_exact_mut(d_out).zip(grad.chunks_exact(*n)) {
+                to[*first..first + n].copy_from_slice(grad);
+            }
+        }
+        together = to;
+        parts = vec![(&together[..], (0, d_out))];
+    }
     let of_x = || {
         let flipped = (rows >= TRANSPOSE_ROWS).then(|| transpose(weight, d_out));
         let weight = match &flipped {
@@ -251,7 +307,7 @@ fn backward<B: HostBackend>(
             .iter()
             .enumerate()
             .map(|(index, (grad, (first, n)))| Product {
-                lhs: View::rows(grad.as_ref(), *n),
+                lhs: View::rows(grad, *n),
                 rhs: weight.from(*first, 0),
                 first: 0,
                 n: d_in,
@@ -266,7 +322,7 @@ fn backward<B: HostBackend>(
             .iter()
             .map(|(grad, (first, n))| Product {
                 lhs: View::rows(x, d_in).transposed(),
-                rhs: View::rows(grad.as_ref(), *n),
+                rhs: View::rows(grad, *n),
                 first: *first,
                 n: *n,
                 k: rows,
@@ -280,7 +336,7 @@ fn backward<B: HostBackend>(
     let grad_bias = types.bias.clone().into_option().map(|like| {
         let mut to = vec![0.0; d_out];
         for (grad, (first, n)) in &parts {
-            let sum = sum_outer(grad.as_ref().to_vec(), rows);
+            let sum = sum_outer(grad.to_vec(), rows);
             to[*first..*first + *n].copy_from_slice(&sum);
         }
         B::tensor_like(to, &like)

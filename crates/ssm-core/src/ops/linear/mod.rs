@@ -55,7 +55,7 @@ pub fn linear_loose(weight: Tensor<2>, bias: Option<Tensor<1>>, x: Tensor<3>) ->
 /// Input, weight and bias, from every part that a loss depends on.
 ///
 /// # Panics
-/// If the widths do not add up to `d_out`, or are more than three.
+/// If a width is 0, or the widths do not add up to `d_out`.
 pub fn linear_split<const N: usize>(
     layer: &Linear,
     x: Tensor<3>,
@@ -74,6 +74,9 @@ fn parts<const N: usize>(
     let [d_in, d_out] = weight.dims();
     let [_, _, got] = x.dims();
     assert!(got == d_in, "linear: axis 2 of `x` is {got}, expected d_in = {d_in}");
+    if let Some(empty) = widths.iter().position(|width| *width == 0) {
+        panic!("linear: `widths[{empty}]` is 0, expected at least 1");
+    }
     let sum: usize = widths.iter().sum();
     assert!(sum == d_out, "linear: `widths` add up to {sum}, expected d_out = {d_out}");
     if let Some(bias) = &bias {
@@ -88,6 +91,6 @@ fn parts<const N: usize>(
         bias: maybe(bias),
     };
     let mut outputs = <Dispatch as LinearOps>::linear_fwd(input, options).into_iter();
-    // Backends return one output for each width that is not zero.
+    // Backends return one output for each width that is not zero, and none of these is.
     widths.map(|_| Tensor::from_dispatch(outputs.next().expect("an output for every width")))
 }

@@ -217,3 +217,92 @@ fn channel_row<S: Simd, const J: usize>(
     }
     row
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::ops::{selective_scan::host, simd::routes};
+
+    #[test]
+    fn every_instruction_set_agrees_with_the_specification() {
+        let dims = ScanDims { batch: 2, seq_len: 70, d_inner: 46, d_state: 5, n_groups: 2 };
+        let ScanDims { batch, seq_len, d_inner, d_state, n_groups } = dims;
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let mut draw = |len: usize, low: f64, high: f64| -> Vec<f64> {
+            // Rounded, so that both precisions read the same numbers.
+            (0..len).map(|_| f64::from(rng.random_range(low..high) as f32)).collect()
+        };
+        let steps = batch * seq_len * d_inner;
+        let rows = batch * seq_len * n_groups * d_state;
+        let (u, delta, z) =
+            (draw(steps, -1.0, 1.0), draw(steps, -4.0, 1.0), draw(steps, -2.0, 2.0));
+        let (a, b, c) =
+            (draw(d_inner * d_state, -2.0, -0.1), draw(rows, -1.0, 1.0), draw(rows, -1.0, 1.0));
+        let (d, bias) = (draw(d_inner, -1.0, 1.0), draw(d_inner, -1.0, 1.0));
+        let initial = draw(batch * d_inner * d_state, -1.0, 1.0);
+        let (grad_y, grad_final) = (draw(steps, -1.0, 1.0), draw(initial.len(), -1.0, 1.0));
+        let resets: Vec<f64> =
+            (0..batch * seq_len).map(|at| if at % 31 == 30 { 1.0 } else { 0.0 }).collect();
+        let all = [&u, &delta, &a, &b, &c, &d, &z, &bias, &initial, &resets];
+        let f32s = all.map(|values| values.iter().map(|v| *v as f32).collect::<Vec<f32>>());
+        fn slices<F>(all: [&[F]; 10]) -> ScanSlices<'_, F> {
+            let [u, delta, a, b, c, d, z, delta_bias, initial_state, resets] = all;
+            ScanSlices {
+                u,
+                delta,
+                a,
+                b,
+                c,
+                d: Some(d),
+                z: Some(z),
+                delta_bias: Some(delta_bias),
+                initial_state: Some(initial_state),
+                resets: Some(resets),
+                delta_softplus: true,
+            }
+        }
+        let spec = slices(all.map(|values| &values[..]));
+        let x = slices(f32s.each_ref().map(|values| &values[..]));
+        let (grad_y32, grad_final32): (Vec<f32>, Vec<f32>) = (
+            grad_y.iter().map(|v| *v as f32).collect(),
+            grad_final.iter().map(|v| *v as f32).collect(),
+        );
+        let truth = host::forward(dims, &spec);
+        let truths = host::backward(dims, &spec, &grad_y, Some(&grad_final));
+        for arch in routes() {
+            let got = arch.dispatch(ForwardOp { dims, x: &x, save_states: true });
+            let grads = arch.dispatch(BackwardOp {
+                dims,
+                x: &x,
+                states: &got.states,
+                grad_y: &grad_y32,
+                grad_final: Some(&grad_final32),
+            });
+            for (name, got, truth) in [
+                ("y", &got.y, &truth.y),
+                ("final_state", &got.final_state, &truth.final_state),
+                ("grad u", &grads.u, &truths.u),
+                ("grad delta", &grads.delta, &truths.delta),
+                ("grad a", &grads.a, &truths.a),
+                ("grad b", &grads.b, &truths.b),
+                ("grad c", &grads.c, &truths.c),
+                ("grad d", &grads.d, &truths.d),
+                ("grad z", &grads.z, &truths.z),
+                ("grad delta_bias", &grads.delta_bias, &truths.delta_bias),
+                ("grad initial_state", &grads.initial_state, &truths.initial_state),
+            ] {
+                let scale = truth.iter().fold(0.0_f64, |max, v| max.max(v.abs()));
+                for (at, (got, truth)) in got.iter().zip(truth).enumerate() {
+                    let error = (f64::from(*got) - truth).abs() / scale;
+                    assert!(
+                        error < 5e-6,
+                        "{arch:?}: {name}[{at}] is off by {error:e} of its maximum"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ours and PyTorch's times on this CPU, one after the other, twice.
+# Ours and PyTorch's times on this CPU, one after the other, five times.
 # Usage: SSM_DATA=DIR run.sh PYTHON_WITH_TORCH_AND_MAMBAPY SSM_BINARY
 set -euo pipefail
 python=$1 ssm=$2
@@ -16,8 +16,10 @@ step() {
   sed -n 's/.*"samples_per_sec":\([0-9.]*\).*/\1/p' "$scratch/step/metrics.jsonl" | tail -n 1 |
     awk '{printf "{\"op\":\"ssm: S-Mamba training step, ETTh1 96 -> 96\",\"ms\":%.2f}\n", 32000 / $1}'
 }
-for _ in 1 2; do
+for _ in 1 2 3 4 5; do
   "$python" "$here/peers.py"
   step
-  cargo bench -q -p ssm-core --bench selective_scan -- "${@:3}"
+  cargo bench -q --workspace --bench selective_scan
 done
+cargo bench -q --workspace --bench ops
+cargo bench -q --workspace --bench selective_scan -- growth

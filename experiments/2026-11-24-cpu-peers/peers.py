@@ -50,7 +50,7 @@ def scan(batch=8, seq_len=512, d_inner=512, d_state=16):
     row(op="scan, mamba.py pscan", fwd_ms=median_ms(no_grad, 5), fwd_bwd_ms=median_ms(both, 3))
 
 
-def block(batch, seq_len, d_model, n_layer, use_pscan):
+def block(batch, seq_len, d_model, n_layer, use_pscan, runs=3):
     model = Mamba(MambaConfig(d_model=d_model, n_layers=n_layer, pscan=use_pscan))
     x = torch.randn(batch, seq_len, d_model)
 
@@ -62,8 +62,8 @@ def block(batch, seq_len, d_model, n_layer, use_pscan):
         model.zero_grad()
         model(x).sum().backward()
 
-    name = f"mamba.py {n_layer} layer(s), batch {batch}, pscan {use_pscan}"
-    row(op=name, fwd_ms=median_ms(forward, 3), fwd_bwd_ms=median_ms(both, 3))
+    name = f"mamba.py {n_layer} layer(s), batch {batch}, pscan {use_pscan}, median of {runs}"
+    row(op=name, fwd_ms=median_ms(forward, runs), fwd_bwd_ms=median_ms(both, runs))
 
 
 class Layer(nn.Module):
@@ -114,5 +114,6 @@ row(op="matmul 1024", ms=ms, gflop_per_s=2 * 1024**3 / ms / 1e6)
 s_mamba_step()
 scan()
 block(2, 256, 256, 1, True)
+block(2, 256, 256, 1, True, runs=40)
 block(2, 256, 256, 1, False)
 block(8, 256, 256, 4, True)
