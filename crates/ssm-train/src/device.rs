@@ -1,6 +1,8 @@
 //! From the words of `[device]` to a Burn device: the only place that names backends.
 
 use burn::tensor::Device;
+#[cfg(feature = "cube")]
+use burn::tensor::DeviceType;
 
 use crate::error::Error;
 
@@ -11,13 +13,12 @@ struct Backend {
     compiled: bool,
 }
 
-/// In the order of preference of `auto`.
 const BACKENDS: &[Backend] = &[
     Backend { name: "flex", compiled: cfg!(feature = "flex") },
     Backend { name: "ndarray", compiled: cfg!(feature = "ndarray") },
-    Backend { name: "cuda", compiled: false },
-    Backend { name: "vulkan", compiled: false },
-    Backend { name: "webgpu", compiled: false },
+    Backend { name: "cuda", compiled: cfg!(feature = "cuda") },
+    Backend { name: "vulkan", compiled: cfg!(feature = "vulkan") },
+    Backend { name: "webgpu", compiled: cfg!(feature = "webgpu") },
 ];
 
 /// Every backend by name, and whether this binary holds it.
@@ -26,13 +27,17 @@ pub fn backends() -> Vec<(&'static str, bool)> {
     BACKENDS.iter().map(|backend| (backend.name, backend.compiled)).collect()
 }
 
-/// The backend that `name` stands for: itself, or for `auto` the first of [`backends`] that is
-/// compiled in.
+/// The backend that `name` stands for: itself, or for `auto` CUDA where there is such a device, and
+/// else the first of [`backends`] that is compiled in. Vulkan and WebGPU are never chosen: their only
+/// device may be a processor that plays a GPU, slower than the backends for processors.
 ///
 /// # Errors
 /// [`Error::Device`] for an unknown name, one that is not compiled in, and an index that the
 /// backend does not have.
 pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
+    // Before anything looks for devices: the first one to look settles the configuration.
+    #[cfg(feature = "cube")]
+    keep_kernels();
     let error = |message: String, hint: String| Error::Device {
         device: if index == 0 { name.to_owned() } else { format!("{name}:{index}") },
         message,
@@ -41,6 +46,7 @@ pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
     let compiled = || BACKENDS.iter().filter(|backend| backend.compiled).map(|b| b.name);
     let known = || ["auto"].into_iter().chain(BACKENDS.iter().map(|b| b.name));
     let backend = match name {
+        "auto" if count("cuda") > 0 => "cuda",
         "auto" => compiled().next().ok_or_else(|| {
             error("no backend is compiled in".into(), "build with `--features flex`".into())
         })?,
@@ -64,14 +70,51 @@ pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
             }
         },
     };
-    // Both CPU backends use the whole machine and have nothing to count.
-    if index != 0 {
-        return Err(error(
+    match count(backend) {
+        0 => Err(error(
+            format!("this machine has no device for `{backend}`"),
+            "check that the driver is installed, or use `auto`".into(),
+        )),
+        1 if index != 0 => Err(error(
             format!("the backend `{backend}` has one device, got index {index}"),
             "leave `device.index` at 0".into(),
-        ));
+        )),
+        devices if index >= devices => Err(error(
+            format!("the backend `{backend}` has {devices} devices, got index {index}"),
+            format!("`device.index` counts from 0 to {}", devices - 1),
+        )),
+        _ => Ok(backend),
     }
-    Ok(backend)
+}
+
+/// Devices of a backend that is compiled in; 0 for one that is not.
+fn count(backend: &str) -> usize {
+    match backend {
+        // Both CPU backends use the whole machine and have nothing to count.
+        "flex" | "ndarray" => 1,
+        #[cfg(feature = "cuda")]
+        "cuda" => Device::enumerate(DeviceType::Cuda).len(),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Device::enumerate(DeviceType::Vulkan).len(),
+        #[cfg(feature = "webgpu")]
+        "webgpu" => Device::enumerate(DeviceType::WebGpu).len(),
+        _ => 0,
+    }
+}
+
+/// Keeps compiled kernels and the choices among them in the user's cache directory: without, a program
+/// spends minutes before its first step, each time it is started.
+#[cfg(feature = "cube")]
+fn keep_kernels() {
+    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
+
+    let base = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from);
+    let Some(base) = base.or_else(|| Some(std::env::home_dir()?.join(".cache"))) else { return };
+    let mut config = CubeClRuntimeConfig::default().override_from_env();
+    config.compilation.cache = true;
+    config.environment.path = CacheConfig::Directory(base.join("ssm"));
+    // A configuration that is already in use stays: this is the second device of the process.
+    CubeClRuntimeConfig::try_set(config);
 }
 
 /// Opens the device that `[device]` asks for.
@@ -80,6 +123,11 @@ pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
 /// As [`resolve`].
 pub fn open(name: &str, index: usize) -> Result<Device, Error> {
     let backend = resolve(name, index)?;
+    #[cfg(feature = "cube")]
+    let of = |devices: burn::tensor::Devices| {
+        // `resolve` counted them.
+        devices.into_iter().nth(index).expect("a device of this index")
+    };
     match backend {
         #[cfg(feature = "flex")]
         "flex" => Ok(Device::flex()),
@@ -89,6 +137,12 @@ pub fn open(name: &str, index: usize) -> Result<Device, Error> {
             let device = Device::ndarray();
             Ok(device)
         }
+        #[cfg(feature = "cuda")]
+        "cuda" => Ok(of(Device::enumerate(DeviceType::Cuda))),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => Ok(of(Device::enumerate(DeviceType::Vulkan))),
+        #[cfg(feature = "webgpu")]
+        "webgpu" => Ok(of(Device::enumerate(DeviceType::WebGpu))),
         // `resolve` returns compiled backends only, and those are the arms above.
         _ => unreachable!("backend `{backend}` has no device"),
     }
@@ -104,6 +158,7 @@ mod tests {
 
     #[test]
     #[cfg(feature = "flex")]
+    #[cfg(not(feature = "cube"))]
     fn auto_is_flex() {
         assert_eq!(resolve("auto", 0).unwrap(), "flex");
         assert_eq!(open("auto", 0).unwrap(), Device::flex());
@@ -112,6 +167,16 @@ mod tests {
     #[test]
     fn compiled_backends_open_and_the_others_name_their_feature() {
         for (name, compiled) in backends() {
+            if compiled && count(name) == 0 {
+                assert_eq!(
+                    report(name, 0),
+                    format!(
+                        "error: device `{name}`: this machine has no device for `{name}`\n\
+                         hint: check that the driver is installed, or use `auto`"
+                    )
+                );
+                continue;
+            }
             match open(name, 0) {
                 Ok(_) => assert!(compiled, "{name}"),
                 Err(error) => {
