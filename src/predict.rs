@@ -37,7 +37,9 @@ impl TaskVisitor for Predict {
         let (config, artifacts, model) = ssm_train::loading::restore_model::<T::Config, _>(
             &run,
             device.as_ref(),
-            |config, device| T::restore(&config.task, &config.model, config.run.seed, device),
+            |config, artifacts, device| {
+                T::restore(&config.task, &config.model, artifacts, config.run.seed, device)
+            },
         )?;
         let text = T::predict(&config.task, &artifacts, &model, &input)?;
         let Some(output) = output else { return print(&text) };

@@ -2,6 +2,7 @@
 
 mod causal_conv1d;
 mod mixer_laws;
+mod order;
 mod pointwise;
 mod selective_scan;
 mod support;

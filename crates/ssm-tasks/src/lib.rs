@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod forecasting;
+pub mod mil;
 
 use std::path::Path;
 
@@ -27,12 +28,18 @@ pub trait TaskEntry: Task {
     fn known_sets() -> Vec<KnownSet>;
 
     /// The model of a configuration with fresh parameters, without reading any data.
+    ///
+    /// `artifacts` are what [`Task::artifacts`] gave when the model was trained.
+    ///
+    /// # Errors
+    /// Artifacts of another task.
     fn restore(
         options: &OptionsOf<Self>,
         model: &ModelOf<Self>,
+        artifacts: &serde_json::Value,
         seed: u64,
         device: &Device,
-    ) -> Self::Model;
+    ) -> Result<Self::Model, Error>;
 
     /// Applies a trained model to a file of the user and returns the text of the result.
     ///
@@ -90,6 +97,8 @@ macro_rules! tasks {
 tasks! {
     /// Multivariate forecasting.
     forecasting::ForecastingTask;
+    /// Multiple-instance learning: computational pathology.
+    mil::MilTask;
 }
 
 #[cfg(test)]
@@ -114,7 +123,7 @@ mod tests {
         let error = with_task("forcasting", Name).unwrap_err();
         assert_eq!(
             error.report(),
-            "error: unknown task `forcasting`\nhint: the tasks are forecasting"
+            "error: unknown task `forcasting`\nhint: the tasks are forecasting, mil"
         );
     }
 }

@@ -22,6 +22,8 @@ pub struct RunResult {
     pub metrics: Metrics,
     /// Tables of the task; the first one sums the run up.
     pub tables: Vec<Table>,
+    /// What the task keeps of its samples, `null` for most.
+    pub details: serde_json::Value,
 }
 
 /// As written; a score that is not finite is `null`.
@@ -32,6 +34,8 @@ struct Written {
     scored_step: u64,
     metrics: std::collections::BTreeMap<String, Option<f64>>,
     tables: Vec<WrittenTable>,
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    details: serde_json::Value,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -45,8 +49,9 @@ struct WrittenTable {
 
 impl RunResult {
     pub(crate) fn new(steps: u64, scored_step: u64, outcome: &Outcome) -> Self {
-        let Outcome { metrics, tables, .. } = outcome;
-        Self { steps, scored_step, metrics: metrics.clone(), tables: tables.clone() }
+        let Outcome { metrics, tables, details, .. } = outcome;
+        let (metrics, tables, details) = (metrics.clone(), tables.clone(), details.clone());
+        Self { steps, scored_step, metrics, tables, details }
     }
 
     /// Writes the file.
@@ -63,6 +68,7 @@ impl RunResult {
                 .map(|(name, score)| (name.clone(), Some(*score)))
                 .collect(),
             tables: self.tables.iter().cloned().map(WrittenTable::from).collect(),
+            details: self.details.clone(),
         };
         let text = serde_json::to_string_pretty(&written).map_err(std::io::Error::from);
         atomic::replace(path, (text.map_err(atomic::save("write", path))? + "\n").as_bytes())
@@ -78,6 +84,7 @@ impl RunResult {
             scored_step: written.scored_step,
             metrics: metrics.map(|(name, score)| (name, score.unwrap_or(f64::NAN))).collect(),
             tables: written.tables.into_iter().map(Table::from).collect(),
+            details: written.details,
         })
     }
 }
@@ -114,6 +121,7 @@ mod tests {
             scored_step: 5,
             metrics: Metrics::from([("mse".into(), 0.25)]),
             tables: vec![table],
+            details: serde_json::json!({ "samples": [1, 2.5] }),
         };
         result.save(&path).unwrap();
         assert_eq!(RunResult::load(&path), Some(result));

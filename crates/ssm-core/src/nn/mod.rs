@@ -1,13 +1,17 @@
-//! Modules around mixers: blocks, stacks, both directions. Know mixers only through their trait.
+//! Modules around mixers: blocks, stacks, both directions, other orders, attention pooling. Know mixers only through their trait.
 
+mod attention_pool;
 mod backbone;
 mod bidirectional;
 mod block;
 mod mlp;
+mod reordered;
 
 pub use self::{
+    attention_pool::{AttentionPool, AttentionPoolConfig},
     backbone::{Backbone, BackboneConfig, BackboneState},
     bidirectional::{Bidirectional, BidirectionalConfig, Merge},
     block::{Block, BlockConfig},
     mlp::{Mlp, MlpConfig},
+    reordered::{Reordered, ReorderedConfig},
 };

@@ -81,6 +81,8 @@ pub struct Settings {
     pub batch_size: usize,
     /// `train.eval_batch_size`: samples at a time in an evaluation.
     pub eval_batch_size: usize,
+    /// `run.fold`, 0 for a task without folds.
+    pub fold: usize,
     /// Directories that data files are searched in, in order.
     pub data_dirs: Vec<PathBuf>,
 }
@@ -240,6 +242,7 @@ impl<T: TaskConfig> Config<T> {
             seed: self.run.seed,
             batch_size: self.train.batch_size,
             eval_batch_size: self.train.eval_batch_size,
+            fold: self.run.fold.unwrap_or(0),
             data_dirs,
         }
     }

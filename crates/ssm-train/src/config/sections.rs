@@ -16,11 +16,15 @@ pub struct RunSection {
     /// Seed of everything random: initial values, data order, dropout; 0 to 2^63 - 1 (the integers
     /// of TOML). Default 0.
     pub seed: u64,
+    /// Which fold of a task with several this run trains, counted from 0. Default: absent, all of
+    /// them, each in a directory of its own below that of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fold: Option<usize>,
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        Self { name: String::new(), dir: PathBuf::from("runs"), seed: 0 }
+        Self { name: String::new(), dir: PathBuf::from("runs"), seed: 0, fold: None }
     }
 }
 
