@@ -12,8 +12,9 @@ use crate::{DeviceArgs, evaluate::task_of, print};
 pub(crate) struct PredictArgs {
     /// Run directory, as in `runs/etth1_96_smamba`.
     run: PathBuf,
-    /// What to predict from; for forecasting a CSV with the columns of the training data.
-    #[arg(long, value_name = "FILE")]
+    /// What to predict from: for forecasting a CSV with the columns of the training data, for bags a
+    /// file with the features of one slide.
+    #[arg(long, visible_alias = "slide", value_name = "FILE")]
     input: PathBuf,
     /// Where to write the result. Default: standard output.
     #[arg(long, value_name = "FILE")]

@@ -307,7 +307,9 @@ fn initial_values_do_not_depend_on_the_device() {
 #[test]
 fn mamba_has_the_parameters_of_the_published_model() {
     let device = &devices()[0].1;
-    let MixerConfig::Mamba(config) = &MixerConfig::all()[0];
+    let MixerConfig::Mamba(config) = &MixerConfig::all()[0] else {
+        panic!("Mamba is the first of the registry");
+    };
     let mamba = config.init(768, &mut Init::new(0, device));
     let count = |part: &str| -> usize {
         let found = Collect::of(&mamba, None);

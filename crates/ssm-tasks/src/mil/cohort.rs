@@ -61,6 +61,12 @@ pub enum Bags {
     Files(Vec<PathBuf>),
 }
 
+impl Default for Bags {
+    fn default() -> Self {
+        Self::Memory(Vec::new())
+    }
+}
+
 /// A part of a split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -75,7 +81,7 @@ pub enum Part {
 }
 
 /// A data set of bags.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Cohort {
     /// Name for people.
     pub name: String,
@@ -89,6 +95,8 @@ pub struct Cohort {
     pub classes: Vec<String>,
     /// Splits that come with the data, one entry a slide in each; empty if folds are made here.
     pub given: Vec<Vec<Part>>,
+    /// True risk of every patient, for survival that is made up; else empty.
+    pub oracle: Vec<f64>,
     /// SHA-256 of the files that were read whole, by name.
     pub hashes: BTreeMap<String, String>,
 }

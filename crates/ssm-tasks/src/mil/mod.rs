@@ -11,12 +11,15 @@
 //! assert_eq!(auc(&[0.9, 0.4], &[true, true]), Err("no negative sample".to_owned()));
 //! ```
 
+pub mod audit;
 pub mod cohort;
 pub mod config;
 pub mod data;
 pub mod features;
+mod heatmap;
 pub mod metrics;
 pub mod model;
+mod predict;
 mod report;
 pub mod scale;
 mod score;
@@ -35,6 +38,7 @@ use ssm_core::init::Init;
 use ssm_train::{
     config::{Issue, Settings},
     error::Error,
+    report::Table,
     result::RunResult,
     task::{Goal, Loss, Metrics, Outcome, Selection, Split, Task},
 };
@@ -48,7 +52,7 @@ use self::{
     splits::{Fold, Purpose, below, shuffle, stream},
     survival::{TimeBins, hazard_loss},
 };
-use crate::{TaskEntry, data::KnownSet};
+use crate::{HeatmapRequest, TaskEntry, data::KnownSet};
 
 /// What a later use of the model needs beside its weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,6 +85,8 @@ pub struct MilTask {
     model: &'static str,
     cohort: Cohort,
     fold: Fold,
+    /// What the audit found and let pass.
+    warnings: Vec<String>,
     artifacts: Artifacts,
 }
 
@@ -132,6 +138,12 @@ impl Task for MilTask {
             }
             _ => {}
         }
+        let findings = audit::fold_findings(&cohort, &fold, options);
+        audit::refuse(&findings)?;
+        let warnings: Vec<String> = findings.into_iter().map(|finding| finding.what).collect();
+        for warning in &warnings {
+            tracing::warn!("fold {}: {warning}", settings.fold);
+        }
         let scaler = if options.standardise {
             Some(FeatureScaler::fit(&cohort, &fold.train)?)
         } else {
@@ -165,6 +177,7 @@ impl Task for MilTask {
             model: model.section(),
             cohort,
             fold,
+            warnings,
             artifacts,
         };
         Ok((task, bag_model))
@@ -339,11 +352,47 @@ impl TaskEntry for MilTask {
 
     fn predict(
         _options: &MilOptions,
-        _artifacts: &serde_json::Value,
-        _model: &BagModel,
-        _input: &Path,
+        artifacts: &serde_json::Value,
+        model: &BagModel,
+        input: &Path,
     ) -> Result<String, Error> {
-        Ok(String::new())
+        let artifacts = artifacts_of(artifacts)?;
+        let reading = predict::read(&artifacts, model, input)?;
+        Ok(predict::to_json(&artifacts, input, &reading))
+    }
+
+    fn heatmap(
+        artifacts: &serde_json::Value,
+        model: &BagModel,
+        request: &HeatmapRequest,
+    ) -> Result<Vec<u8>, Error> {
+        let artifacts = artifacts_of(artifacts)?;
+        let thumbnail = request.thumbnail.as_deref().map(crate::data::read).transpose()?;
+        let thumbnail = thumbnail.as_ref().map(heatmap::Picture::read).transpose()?;
+        let reading = predict::read(&artifacts, model, &request.slide)?;
+        let attention = reading.said.attention.as_deref().ok_or_else(|| Error::Usage {
+            message: "the model of the run does not attend, so there is nothing to draw".to_owned(),
+            hint: Some("`abmil` and `mamba_mil` attend".to_owned()),
+        })?;
+        let slide_size = request.slide_size;
+        let map = heatmap::Heatmap { bag: &reading.bag, attention, thumbnail, slide_size };
+        map.to_png().map_err(|message| Error::Data {
+            path: request.slide.clone(),
+            message,
+            hint: None,
+        })
+    }
+
+    fn check(
+        options: &MilOptions,
+        data: &DataConfig,
+        _model: &BagModelConfig,
+        settings: &Settings,
+        _device: &Device,
+    ) -> Result<(Vec<Table>, usize), Error> {
+        let cohort = data.data_set().load(&settings.data_dirs)?;
+        let n_folds = Self::n_folds(options, data, &settings.data_dirs)?;
+        audit::audit(&cohort, options, settings.seed, n_folds)
     }
 }
 

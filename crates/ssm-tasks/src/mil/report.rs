@@ -25,6 +25,9 @@ struct Details {
     samples: Vec<Sample>,
     /// Why scores are missing.
     undefined: Vec<(String, String)>,
+    /// What the audit found and let pass.
+    #[serde(default)]
+    warnings: Vec<String>,
 }
 
 /// One scored slide.
@@ -54,11 +57,21 @@ pub(super) fn conclude(task: &MilTask, model: &BagModel) -> Result<Outcome, Erro
         classes: task.artifacts.classes.clone(),
         samples: samples(task, &scored),
         undefined: undefined.collect(),
+        warnings: task.warnings.clone(),
     };
     let fold = task.settings.fold;
     let title = format!("Test scores of {} on {}, fold {fold}", task.model, task.cohort.name);
     let rows = intervals(&scored, scores, task.options.bootstrap, task.settings.seed);
     let mut tables = vec![score_table(title, rows)];
+    let mut metrics = scored.metrics();
+    if let Some(value) = oracle(task, &scored) {
+        metrics.insert("oracle_c_index".to_owned(), value);
+        let row = ["c_index of the true risks".to_owned(), format!("{value:.4}"), String::new()];
+        tables[0].rows.push(row.to_vec());
+    }
+    if !task.warnings.is_empty() {
+        tables.push(warning_table(task.warnings.clone()));
+    }
     let mut figures = Vec::new();
     match &scored {
         Scored::Classes { predictions, .. } => {
@@ -73,7 +86,30 @@ pub(super) fn conclude(task: &MilTask, model: &BagModel) -> Result<Outcome, Erro
             figures.push(survival_figure(&groups));
         }
     }
-    Ok(Outcome { metrics: scored.metrics(), tables, figures, details: serde_json::json!(details) })
+    Ok(Outcome { metrics, tables, figures, details: serde_json::json!(details) })
+}
+
+/// Concordance of the true risks, where they are known.
+fn oracle(task: &MilTask, scored: &Scored) -> Option<f64> {
+    let (Scored::Survival { slides, patients, .. }, false) =
+        (scored, task.cohort.oracle.is_empty())
+    else {
+        return None;
+    };
+    let patients = patients.iter().zip(slides);
+    let patients: Vec<FollowUp> = patients
+        .map(|(patient, slide)| FollowUp { risk: task.cohort.oracle[*slide], ..*patient })
+        .collect();
+    concordance(&patients).ok()
+}
+
+fn warning_table(warnings: Vec<String>) -> Table {
+    Table {
+        title: "Warnings".to_owned(),
+        columns: vec!["found before training".to_owned()],
+        rows: warnings.into_iter().map(|warning| vec![warning]).collect(),
+        note: String::new(),
+    }
 }
 
 fn samples(task: &MilTask, scored: &Scored) -> Vec<Sample> {
@@ -265,6 +301,16 @@ pub(super) fn combine(
             details.undefined.iter().map(reason).collect::<Vec<_>>()
         });
         table.note.extend(reasons);
+    }
+    let warnings: Vec<String> = details
+        .iter()
+        .enumerate()
+        .flat_map(|(fold, details)| {
+            details.warnings.iter().map(move |warning| format!("fold {fold}: {warning}"))
+        })
+        .collect();
+    if !warnings.is_empty() {
+        outcome.tables.push(warning_table(warnings));
     }
     let per_repeat = if folds.len() == options.split.folds * options.split.repeats {
         options.split.folds

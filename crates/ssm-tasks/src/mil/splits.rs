@@ -220,8 +220,7 @@ mod tests {
             bags: Bags::Memory(vec![Arc::new(Bag::default()); n]),
             d_feature: 1,
             classes: vec!["0".into(), "1".into()],
-            given: Vec::new(),
-            hashes: BTreeMap::new(),
+            ..Cohort::default()
         }
     }
 

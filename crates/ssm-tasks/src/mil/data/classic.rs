@@ -207,7 +207,7 @@ fn cohort(name: &str, file: &DataFile, rows: Vec<Row>) -> Cohort {
         bags: Bags::Memory(bags.into_iter().map(Arc::new).collect()),
         d_feature,
         classes: vec!["negative".to_owned(), "positive".to_owned()],
-        given: Vec::new(),
         hashes: [(file.name(), file.sha256.clone())].into(),
+        ..Cohort::default()
     }
 }

@@ -5,14 +5,24 @@
 //! it in the registry below.
 
 mod classic;
+mod mnist_bags;
+mod neighbours;
+mod simulated_survival;
+mod slides;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
-pub use self::classic::{ClassicConfig, ClassicVariant};
-use super::cohort::Cohort;
+pub use self::{
+    classic::{ClassicConfig, ClassicVariant},
+    mnist_bags::MnistBagsConfig,
+    neighbours::NeighboursConfig,
+    simulated_survival::SimulatedSurvivalConfig,
+    slides::SlidesConfig,
+};
+use super::cohort::{Cohort, Part};
 use crate::data::KnownSet;
 
 /// What a family of data sets has to say.
@@ -72,4 +82,28 @@ macro_rules! data_sets {
 data_sets! {
     /// Classic sets: MUSK, ELEPHANT, FOX, TIGER, UCSB breast cancer.
     "classic" => Classic(ClassicConfig), &classic::KNOWN;
+    /// A table of slides beside a directory of feature files.
+    "slides" => Slides(SlidesConfig), &slides::KNOWN;
+    /// Bags of handwritten digits, positive with a nine. Ilse et al. 2018, arXiv:1802.04712.
+    "mnist_bags" => MnistBags(MnistBagsConfig), &mnist_bags::KNOWN;
+    /// Made-up slides: is a marker directly below another one?
+    "neighbours" => Neighbours(NeighboursConfig), &neighbours::KNOWN;
+    /// Made-up patients whose risk depends on their slide.
+    "simulated_survival" => SimulatedSurvival(SimulatedSurvivalConfig), &simulated_survival::KNOWN;
+}
+
+/// Issues of numbers that have to be in a range: name, value, first and last valid one.
+fn range_issues(values: &[(&str, usize, usize, usize)]) -> Vec<Issue> {
+    let wrong = values.iter().filter(|(_, value, first, last)| !(first..=last).contains(&value));
+    wrong
+        .map(|(name, value, first, last)| Issue::range(*name, &format!("{first}..={last}"), value))
+        .collect()
+}
+
+/// A split of slides that stand in this order.
+fn parts(n_train: usize, n_valid: usize, n_test: usize) -> Vec<Part> {
+    [(Part::Train, n_train), (Part::Valid, n_valid), (Part::Test, n_test)]
+        .into_iter()
+        .flat_map(|(part, n)| std::iter::repeat_n(part, n))
+        .collect()
 }

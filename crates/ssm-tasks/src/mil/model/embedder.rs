@@ -105,7 +105,7 @@ impl Embedder {
 /// # Source
 /// Ilse et al. 2018, arXiv:1802.04712, table 8 (LeNet-5 with 20 and 50 channels).
 #[derive(Module, Debug)]
-pub struct ConvStem {
+pub(super) struct ConvStem {
     weight1: Param<Tensor<4>>,
     bias1: Param<Tensor<1>>,
     weight2: Param<Tensor<4>>,

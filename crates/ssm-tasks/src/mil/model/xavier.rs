@@ -38,14 +38,14 @@ impl ModuleMapper for Xavier<'_> {
         if self.containers.last() != Some(&true) {
             return param;
         }
-        let is_weight = self.name == "weight";
-        param.map(|old| {
-            let dims = old.dims();
-            if !is_weight {
-                return old.zeros_like();
-            }
+        let dims = param.dims();
+        let fresh = if self.name == "weight" {
             let deviation = (2.0 / dims.iter().sum::<usize>() as f64).sqrt();
             self.init.normal(dims, 0.0, deviation)
-        })
+        } else {
+            Tensor::zeros(dims, self.init.device())
+        };
+        // A new parameter: mapping the old one would leave a value that nothing differentiates.
+        Param::from_tensor(fresh)
     }
 }

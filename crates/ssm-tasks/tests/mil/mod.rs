@@ -1,0 +1,5 @@
+//! Multiple-instance learning from outside.
+
+mod features;
+mod scores;
+mod task;
