@@ -17,6 +17,7 @@ use crate::{
     logging,
     report::{self, Figure, RunReport, Series, Table, thin},
     result::RunResult,
+    run_dir,
     task::{Metrics, Outcome, Task, TaskConfig},
     trainer::{TrainOptions, train},
 };
@@ -62,7 +63,11 @@ pub fn train_all<T: Task>(
         part.run.name = name(fold);
         part.run.fold = Some(fold);
         let resume = options.resume && part.run.path().join("config.toml").exists();
-        last = Some(train::<T>(&part, &TrainOptions { resume, ..options.clone() })?);
+        let trained = train::<T>(&part, &TrainOptions { resume, ..options.clone() });
+        if trained.is_err() {
+            run_dir::remove_if_empty(&run);
+        }
+        last = Some(trained?);
     }
     let missing = (0..n_folds).filter(|fold| load(&run, *fold).is_none()).count();
     match last {
@@ -118,7 +123,7 @@ fn page<T: Task>(
     n_folds: usize,
     outcome: Outcome,
 ) -> Result<String, Error> {
-    let info = crate::run_dir::info(&run.join(name(0)));
+    let info = run_dir::info(&run.join(name(0)));
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut facts = vec![
         fact("task", <T::Config as TaskConfig>::NAME.to_owned()),

@@ -167,10 +167,22 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
+        // Wrong data shows after the directory is locked: a run that never began leaves no trace.
+        if !self.path.join(CONFIG).exists() {
+            let _ = fs::remove_dir(self.path.join("checkpoints"));
+            let _ = fs::remove_file(self.path.join("lock"));
+            remove_if_empty(&self.path);
+        }
         // Closing the file is not enough while a child process that is being started still has it.
         // Should it fail, the end of this process unlocks.
         let _ = self.lock.unlock();
     }
+}
+
+/// Removes a directory that holds nothing; any other stays as it is.
+pub(crate) fn remove_if_empty(path: &Path) {
+    // A directory that is not empty, or not there, is an error that changes nothing.
+    let _ = fs::remove_dir(path);
 }
 
 /// The resolved configuration that is written in a run directory.
