@@ -2,7 +2,8 @@
 //! layers of width 512, features of width 1024.
 //!
 //! The peak of memory is that of a process, so each length needs its own:
-//! `for n in 1000 10000 100000; do cargo bench --workspace --bench bag -- $n; done`
+//! `for n in 1000 10000 100000; do cargo bench --workspace --bench bag -- $n; done`; with `recompute`
+//! after the length, autodiff keeps no result that is cheap to compute again.
 
 use std::time::Instant;
 
@@ -40,7 +41,10 @@ fn main() {
     let lengths: Vec<usize> = std::env::args().filter_map(|text| text.parse().ok()).collect();
     let lengths = if lengths.is_empty() { vec![1000] } else { lengths };
     let config: BagModelConfig = toml::from_str("[mamba_mil]").expect("the defaults are valid");
+    // What is cheap to compute again is not kept: norms and activations.
+    let recompute = std::env::args().any(|text| text == "recompute");
     let device = Device::flex().autodiff();
+    let device = if recompute { device.gradient_checkpointing() } else { device };
     let model = config.init(D_FEATURE, 2, &mut Init::new(1, &device));
     for n in lengths {
         let values: Vec<f32> =

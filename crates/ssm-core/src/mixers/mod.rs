@@ -107,6 +107,7 @@ macro_rules! mixers {
 
         /// The state of any registered mixer.
         #[derive(Clone, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "mixers without a state need no room")]
         pub enum MixerState {
             $($(#[$doc])* $name($state),)+
         }

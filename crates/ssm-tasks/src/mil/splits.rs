@@ -217,7 +217,7 @@ mod tests {
         Cohort {
             name: "toy".into(),
             slides: slides.collect(),
-            bags: Bags::Memory(vec![Arc::new(Bag::default()); n]),
+            bags: Bags::Memory((0..n).map(|_| Arc::new(Bag::default())).collect()),
             d_feature: 1,
             classes: vec!["0".into(), "1".into()],
             ..Cohort::default()
