@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde_json::json;
 use ssm_tasks::{TASKS, TaskEntry, TaskVisitor, with_task};
 use ssm_train::{Error, config, report::Table, run_dir, task::Split};
 
-use crate::{DataDirs, DeviceArgs, print_tables};
+use crate::{DataDirs, DeviceArgs, print, print_tables};
 
 #[derive(Args)]
 pub(crate) struct EvalArgs {
@@ -54,13 +55,18 @@ impl TaskVisitor for Evaluate {
             SplitName::Test => ("test", Split::Test),
         };
         let device = device.section()?;
-        let outcome = ssm_train::evaluate::<T>(&run, device.as_ref(), data.resolve(), split)?;
+        let metrics = ssm_train::evaluate::<T>(&run, device.as_ref(), data.resolve(), split)?;
+        let title = format!("{} on {name}", run.display());
+        if json {
+            // Every digit, which a table of text does not have.
+            return print(&format!("{}\n", json!({ title: [metrics] })));
+        }
         let scores = Table {
-            title: format!("{} on {name}", run.display()),
-            columns: outcome.metrics.keys().cloned().collect(),
-            rows: vec![outcome.metrics.values().map(|value| format!("{value:.6}")).collect()],
+            title,
+            columns: metrics.keys().cloned().collect(),
+            rows: vec![metrics.values().map(|value| format!("{value:.6}")).collect()],
             note: String::new(),
         };
-        print_tables(&[scores], json)
+        print_tables(&[scores], false)
     }
 }

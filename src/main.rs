@@ -79,7 +79,15 @@ struct DeviceArgs {
 
 impl DeviceArgs {
     fn section(&self) -> Result<Option<ssm_train::config::DeviceSection>, Error> {
-        self.device.as_deref().map(device_section).transpose()
+        let Some(text) = self.device.as_deref() else { return Ok(None) };
+        let section = device_section(text)?;
+        // A device that this binary does not have is a wrong command here, not a broken device.
+        match ssm_train::device::resolve(&section.backend, section.index) {
+            Err(Error::Device { device, message, hint }) => {
+                Err(Error::Usage { message: format!("device `{device}`: {message}"), hint })
+            }
+            resolved => resolved.map(|_| Some(section)),
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use serde_json::{Value, json};
 use ssm_tasks::{TASKS, TaskEntry, TaskVisitor, with_task};
 use ssm_train::{
-    Error, TrainOptions,
+    Error, Summary, TrainOptions,
     config::{self, Config},
 };
 
@@ -30,7 +31,7 @@ pub(crate) struct TrainArgs {
     /// No progress bar.
     #[arg(long, short)]
     quiet: bool,
-    /// Print the tables as JSON.
+    /// Print the result as JSON: scores in full precision, tables, and where the run is.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -59,14 +60,26 @@ impl TaskVisitor for Train {
         let config = Config::<T::Config>::load(&config, &overrides)?;
         let options = TrainOptions { resume, quiet, data_dirs: data.resolve() };
         let summary = ssm_train::train_all::<T>(&config, &options)?;
-        print_tables(summary.tables(), json)?;
         if json {
-            return Ok(());
+            return print(&format!("{}\n", as_json(&summary)));
         }
+        print_tables(summary.tables(), false)?;
         print(&format!(
             "\nrun     {}\nreport  {}\n",
             summary.run_dir.display(),
             summary.report.display()
         ))
     }
+}
+
+/// `result.json` of the run with the place of the run and its best evaluation.
+fn as_json(summary: &Summary) -> Value {
+    let best = summary.best.map(|best| json!({ "step": best.step, "value": best.value }));
+    json!({
+        "run": summary.run_dir,
+        "report": summary.report,
+        "validation": { "metric": summary.metric, "best": best },
+        "stopped_early": summary.stopped_early,
+        "result": summary.result,
+    })
 }

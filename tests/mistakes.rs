@@ -1,6 +1,8 @@
 //! What the binary says to mistakes: the whole of standard error, and the exit code.
 
-use crate::support::{DEBUG, Desk};
+use std::fs;
+
+use crate::support::{DEBUG, Desk, known_hours};
 
 #[test]
 fn an_unknown_key_is_shown_in_its_line_with_the_nearest_name() {
@@ -62,15 +64,25 @@ fn a_wrong_override_is_shown_as_typed() {
 #[test]
 fn a_missing_data_file_says_where_it_was_looked_for() {
     let desk = Desk::new();
-    let ended = desk.train(DEBUG, &["--set", "data.csv.path=none.csv", "--data-dir", "mine"]);
+    // Any directory that is there and does not hold the file.
+    let named = ["--set", "data.csv.path=none.csv", "--data-dir"];
+    let ended = desk.train(DEBUG, &[&named[..], &["src"]].concat());
     assert_eq!(
         ended.stderr,
         "error: `none.csv`: data file not found; searched `none.csv`, `none.csv.gz`, \
-         `mine/none.csv`, `mine/none.csv.gz`, `data/none.csv`, `data/none.csv.gz`\n\
+         `src/none.csv`, `src/none.csv.gz`, `data/none.csv`, `data/none.csv.gz`\n\
          hint: give a path from the working directory, or put the file below a data directory \
          (--data-dir, SSM_DATA or `data`)\n"
     );
     assert_eq!(ended.code, 2);
+    let ended = desk.train(DEBUG, &[&named[..], &["mine"]].concat());
+    assert_eq!(
+        ended.stderr,
+        "error: `mine`: data directory not found\n\
+         hint: correct --data-dir or SSM_DATA, whichever names it\n"
+    );
+    assert_eq!(ended.code, 2);
+    assert!(!desk.path("debug").exists(), "a run that never began leaves nothing");
 }
 
 #[test]
@@ -108,6 +120,12 @@ fn a_run_is_neither_overwritten_nor_resumed_as_another() {
     );
     assert_eq!(ended.code, 2);
 
+    let ended = desk.ssm(&["eval", &run, "--device", "felx"]);
+    let start = "error: device `felx`: unknown backend, expected one of `auto`, `flex`";
+    assert!(ended.stderr.starts_with(start), "{}", ended.stderr);
+    assert!(ended.stderr.ends_with("\nhint: did you mean `flex`?\n"), "{}", ended.stderr);
+    assert_eq!(ended.code, 2);
+
     let input = desk.put("short.csv", "date,ewr_temp\n2013-01-01,1.0\n");
     let ended = desk.ssm(&["predict", &run, "--input", &input]);
     assert!(
@@ -116,6 +134,62 @@ fn a_run_is_neither_overwritten_nor_resumed_as_another() {
         ended.stderr
     );
     assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+}
+
+#[test]
+fn a_run_is_not_scored_on_rows_that_came_later() {
+    let desk = Desk::new();
+    let path = desk.put("mine.csv", &known_hours(400));
+    let data = format!("data.csv.path={path}");
+    desk.trained(DEBUG, &["--set", "train.steps=10", "--set", &data]);
+    desk.put("mine.csv", &known_hours(401));
+    let run = desk.path("debug").display().to_string();
+    let ended = desk.ssm(&["eval", &run]);
+    let start = format!("error: `mine.csv`: `{run}` was trained on the SHA-256 ");
+    assert!(ended.stderr.starts_with(&start), "{}", ended.stderr);
+    let end = "\nhint: restore the file, or train a new run on the other one\n";
+    assert!(ended.stderr.ends_with(end), "{}", ended.stderr);
+    assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+}
+
+/// A cosine that has come down does not go up again without a word.
+#[test]
+fn another_length_under_a_schedule_that_depends_on_it_is_said() {
+    let desk = Desk::new();
+    let steps = |steps: &'static str| ["--set", steps, "--set", "train.eval_every_steps=10"];
+    desk.trained(DEBUG, &steps("train.steps=20"));
+    let ended = desk.trained(DEBUG, &[&steps("train.steps=40")[..], &["--resume"]].concat());
+    let warning = "the run had 20 steps and has 40 now, and `schedule.cosine` depends on that: the 20 \
+                   steps that are done had other learning rates than in a run of 40 steps\n\n\
+                   learning rate\n\n\
+                   step  of 20 steps  of 40 steps\n\
+                   ----  -----------  -----------\n   0     9.091e-5     9.091e-5\n";
+    assert!(ended.stderr.contains(warning), "{}", ended.stderr);
+    assert!(ended.stderr.contains("\n  20            -     7.750e-4\n"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_forecast_is_written_whole_or_not_at_all() {
+    let desk = Desk::new();
+    desk.trained(DEBUG, &["--set", "train.steps=10"]);
+    let run = desk.path("debug").display().to_string();
+    let input = desk.put("input.csv", &known_hours(120));
+    let output = desk.put("forecast.csv", "what was there before\n");
+    // Nothing can be written where a directory has the name.
+    fs::create_dir(desk.path("forecast.csv.tmp")).unwrap();
+    let predict = ["predict", &run, "--input", &input, "--output", &output];
+    let ended = desk.ssm(&predict);
+    let start = format!("error: cannot write `{output}`: ");
+    assert!(ended.stderr.starts_with(&start), "{}", ended.stderr);
+    assert_eq!(ended.code, 1);
+    assert_eq!(fs::read_to_string(&output).unwrap(), "what was there before\n");
+
+    fs::remove_dir(desk.path("forecast.csv.tmp")).unwrap();
+    assert_eq!(desk.ssm(&predict).code, 0);
+    assert_eq!(fs::read_to_string(&output).unwrap().lines().count(), 1 + 24);
+    assert!(!desk.path("forecast.csv.tmp").exists());
+    let printed = desk.ssm(&["predict", &run, "--input", &input, "--output", "/dev/stdout"]);
+    assert_eq!(printed.stdout, fs::read_to_string(&output).unwrap());
 }
 
 #[test]

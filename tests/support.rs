@@ -90,3 +90,11 @@ pub(crate) fn published_data() -> Option<PathBuf> {
     let dir = named.unwrap_or_else(|| root().join("../shared/data"));
     dir.join("timeseries/ETTh1.csv.gz").is_file().then_some(dir)
 }
+
+/// The first `n_rows` hours of the repository's data as CSV.
+pub(crate) fn known_hours(n_rows: usize) -> String {
+    let bytes = fs::read(root().join("examples/data/nyc_airports.csv.gz")).unwrap();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*bytes), &mut text).unwrap();
+    text.lines().take(1 + n_rows).map(|line| format!("{line}\n")).collect()
+}

@@ -46,17 +46,6 @@ impl Init {
         self.draw(shape, |init| low + (high - low) * init.unit())
     }
 
-    /// Log-uniform in `[low, high)`, both positive.
-    pub fn log_uniform<const D: usize>(
-        &mut self,
-        shape: [usize; D],
-        low: f64,
-        high: f64,
-    ) -> Tensor<D> {
-        let (low, high) = (low.ln(), high.ln());
-        self.draw(shape, |init| (low + (high - low) * init.unit()).exp())
-    }
-
     /// Normal, by Box and Muller's transform.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D], mean: f64, std: f64) -> Tensor<D> {
         self.draw(shape, |init| {

@@ -1,6 +1,6 @@
 //! The triangle for the causal convolution, and its carried history.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::{Bool, Device, FloatDType, Tensor, TensorData};
 use ssm_core::ops::causal_conv1d::{
     ConvArgs, causal_conv1d, final_state,
     host::{self, ConvDims, ConvGrads, ConvSlices},
@@ -8,7 +8,7 @@ use ssm_core::ops::causal_conv1d::{
 };
 
 use crate::support::{
-    Draw, assert_error, devices, dot, finite_difference, relative_rms, tensor, values,
+    Draw, assert_error, devices, dot, finite_difference, half_devices, relative_rms, tensor, values,
 };
 
 #[derive(Clone)]
@@ -77,16 +77,28 @@ impl Case {
     }
 
     fn run(&self, device: &Device, conv: fn(ConvArgs) -> Tensor<3>) -> (Vec<f64>, ConvGrads<f64>) {
+        self.run_in(FloatDType::F32, device, conv)
+    }
+
+    /// With every argument in `dtype`, except for the history, which `Mamba` starts in any.
+    fn run_in(
+        &self,
+        dtype: FloatDType,
+        device: &Device,
+        conv: fn(ConvArgs) -> Tensor<3>,
+    ) -> (Vec<f64>, ConvGrads<f64>) {
         let device = device.clone().autodiff();
         let args = self.args(&device);
         let args = ConvArgs {
-            x: args.x.require_grad(),
-            weight: args.weight.require_grad(),
-            bias: args.bias.map(Tensor::require_grad),
+            x: args.x.cast(dtype).require_grad(),
+            weight: args.weight.cast(dtype).require_grad(),
+            bias: args.bias.map(|bias| bias.cast(dtype).require_grad()),
             initial_state: args.initial_state.map(Tensor::require_grad),
             ..args
         };
         let y = conv(args.clone());
+        assert_eq!(FloatDType::from(y.dtype()), dtype);
+        let y = y.cast(FloatDType::F32);
         let loss = (y.clone() * tensor(&self.grad_y, y.dims(), &device)).sum();
         let grads = loss.backward();
         let grads = ConvGrads {
@@ -138,6 +150,7 @@ fn host_gradients_match_finite_differences() {
 fn reference_and_kernels_agree_with_the_host() {
     for (batch, seq_len, channels, d_conv, optional) in [
         (1, 1, 1, 1, false),
+        (2, 5, 6, 1, true),
         (3, 1, 5, 4, true),
         (2, 2, 64, 4, true),
         (2, 11, 33, 2, true),
@@ -163,6 +176,58 @@ fn reference_and_kernels_agree_with_the_host() {
                 assert_error(&format!("kernel {tensor} {what}"), kernel, truth, bound);
             }
         }
+    }
+}
+
+#[test]
+fn half_precision_is_summed_in_f32() {
+    for (batch, seq_len, channels, d_conv) in [(2, 11, 33, 4), (1, 6, 5, 1)] {
+        let case = Case::new(batch, seq_len, channels, d_conv, true);
+        let y = host::forward(case.dims, &case.slices());
+        let truth = host::backward(case.dims, &case.slices(), &case.grad_y);
+        for (name, device) in half_devices() {
+            for (dtype, bound) in [(FloatDType::BF16, 6e-3), (FloatDType::F16, 8e-4)] {
+                for (path, conv) in [
+                    ("reference", reference::causal_conv1d as fn(ConvArgs) -> Tensor<3>),
+                    ("kernel", causal_conv1d),
+                ] {
+                    let what = format!("{path} in {dtype:?} on {name}, {:?}", case.dims);
+                    // The bounds are about two roundings: one of the arguments, one of the result.
+                    let (got, grads) = case.run_in(dtype, &device, conv);
+                    assert_error(&format!("y of {what}"), &got, &y, bound);
+                    for ((tensor, truth), (_, got)) in named(&truth).into_iter().zip(named(&grads))
+                    {
+                        assert_error(&format!("{tensor} of {what}"), got, truth, 2.0 * bound);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_history_has_the_dtype_of_the_input() {
+    for (name, device) in half_devices() {
+        let case = Case::new(2, 9, 5, 4, true);
+        let args = case.args(&device);
+        let exact = args.x.clone().cast(FloatDType::BF16);
+        let state = |x: Tensor<3>| {
+            final_state(x, args.initial_state.clone(), args.resets.clone(), case.dims.d_conv)
+        };
+        let half = state(exact.clone());
+        assert_eq!(FloatDType::from(half.dtype()), FloatDType::BF16, "{name}");
+        // A history is copied, so nothing is rounded again.
+        assert_eq!(values(&half), values(&state(exact.cast(FloatDType::F32))), "{name}");
+    }
+}
+
+#[test]
+fn a_filter_of_one_tap_has_an_empty_history() {
+    for (name, device) in devices() {
+        let case = Case::new(2, 9, 5, 1, true);
+        let args = case.args(&device);
+        let state = final_state(args.x, args.initial_state, args.resets, 1);
+        assert_eq!(state.dims(), [2, 0, 5], "{name}");
     }
 }
 

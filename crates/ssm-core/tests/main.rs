@@ -1,6 +1,8 @@
 //! All tests of the crate in one binary: one suite, any device.
 
 mod causal_conv1d;
+mod golden;
+mod linear;
 mod mixer_laws;
 mod order;
 mod pointwise;

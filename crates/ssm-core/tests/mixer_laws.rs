@@ -1,36 +1,60 @@
 //! Every law on every registered mixer: a new mixer is tested by being registered.
+//!
+//! Laws of the recurrent form hold for mixers that have one; a mixer without must show that it reads
+//! later steps.
 
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
-    tensor::{Device, Tensor, TensorData},
+    tensor::{Device, FloatDType, Tensor, TensorData},
 };
 use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
-    mixers::{AnyMixer, Mixer, MixerConfig, MixerState},
+    mixers::{AnyMixer, MambaConfig, Mixer, MixerConfig, MixerError, MixerState},
     nn::{Backbone, BackboneConfig, BidirectionalConfig, Merge, MlpConfig},
 };
 
-use crate::support::{Draw, assert_error, devices, tensor, values};
+use crate::support::{Draw, assert_error, devices, half_devices, tensor, values};
 
 const D_MODEL: usize = 12;
 
-/// Runs `law` for every mixer on every device, each with the device's name for messages.
+/// Configurations at the edges of their ranges, besides the default of every mixer.
+const EDGES: [&str; 4] = [
+    "mamba = { d_conv = 1 }",
+    "mamba = { d_state = 1, expand = 1, dt_rank = 1 }",
+    "mamba = { d_conv = 2, dt_rank = 24, bias = true, conv_bias = false }",
+    "mamba = { d_state = 33, d_conv = 7, expand = 3 }",
+];
+
+fn law_configs() -> Vec<MixerConfig> {
+    let edge = |text: &&str| toml::from_str(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+    MixerConfig::all().into_iter().chain(EDGES.iter().map(edge)).collect()
+}
+
+/// Runs `law` for every configuration on every device, each with the device's name for messages.
 fn for_all(law: impl Fn(&str, &MixerConfig, &Device)) {
-    for config in MixerConfig::all() {
+    for config in law_configs() {
         for (name, device) in devices() {
             law(&format!("{config:?} on {name}"), &config, &device);
         }
     }
 }
 
-/// Runs `law` for every mixer that has a recurrent form.
-fn for_causal(law: impl Fn(&str, &MixerConfig, &Device)) {
+/// As [`for_all`], for mixers with a recurrent form.
+fn for_all_causal(law: impl Fn(&str, &MixerConfig, &Device)) {
     for_all(|what, config, device| {
-        if mixer(config, device).init_state(1).is_ok() {
+        if is_causal(config, device) {
             law(what, config, device);
         }
     });
+}
+
+fn is_causal(config: &MixerConfig, device: &Device) -> bool {
+    match mixer(config, device).init_state(1) {
+        Ok(_) => true,
+        Err(MixerError::NotCausal { .. }) => false,
+        Err(error) => panic!("{config:?}: {error}"),
+    }
 }
 
 fn input(batch: usize, seq_len: usize, seed: u64, device: &Device) -> Tensor<3> {
@@ -79,8 +103,9 @@ impl ModuleVisitor for Collect<'_> {
 }
 
 #[test]
-fn mixers_are_causal() {
-    for_causal(|what, config, device| {
+fn a_mixer_is_causal_if_and_only_if_it_has_a_state() {
+    for_all(|what, config, device| {
+        let causal = is_causal(config, device);
         let mixer = mixer(config, device);
         let x = input(2, 50, 1, device);
         let t = 33;
@@ -89,14 +114,23 @@ fn mixers_are_causal() {
         let (a, b) = (mixer.forward(x), mixer.forward(changed));
         let head = |y: &Tensor<3>| values(&y.clone().narrow(1, 0, t));
         let here = |y: &Tensor<3>| values(&y.clone().narrow(1, t, 1));
-        assert_eq!(head(&a), head(&b), "{what}");
+        assert_eq!(head(&a) == head(&b), causal, "{what}");
         assert_ne!(here(&a), here(&b), "{what}");
     });
 }
 
 #[test]
+fn valid_configurations_count_their_parameters() {
+    for config in law_configs() {
+        config.validate(D_MODEL).unwrap_or_else(|error| panic!("{config:?}: {error}"));
+        let mixer = mixer(&config, &devices()[0].1);
+        assert_eq!(config.n_params(D_MODEL), mixer.num_params(), "{config:?}");
+    }
+}
+
+#[test]
 fn forward_equals_unrolled_steps_with_state_and_gradients() {
-    for_causal(|what, config, device| {
+    for_all_causal(|what, config, device| {
         let device = device.clone().autodiff();
         // From a state that is not zero; whatever follows the states shows whether they are equal.
         let run = |stepwise: bool| {
@@ -132,7 +166,7 @@ fn forward_equals_unrolled_steps_with_state_and_gradients() {
 
 #[test]
 fn a_split_sequence_equals_the_whole() {
-    for_causal(|what, config, device| {
+    for_all_causal(|what, config, device| {
         let mixer = mixer(config, device);
         let x = input(2, 40, 6, device);
         let whole = values(&mixer.forward(x.clone()));
@@ -148,7 +182,7 @@ fn a_split_sequence_equals_the_whole() {
 
 #[test]
 fn packed_sequences_do_not_see_each_other() {
-    for_causal(|what, config, device| {
+    for_all_causal(|what, config, device| {
         let mixer = mixer(config, device);
         let x = input(1, 20, 7, device);
         let starts = [0, 1, 2, 9];
@@ -227,7 +261,7 @@ impl ModuleMapper for Nudge<'_> {
 
 #[test]
 fn parameter_gradients_match_finite_differences() {
-    for config in MixerConfig::all() {
+    for config in law_configs() {
         let (name, device) = devices().swap_remove(0);
         let inner = mixer(&config, &device);
         let tracked = device.clone().autodiff();
@@ -266,7 +300,7 @@ struct Section {
 
 #[test]
 fn configurations_survive_toml() {
-    for mixer in MixerConfig::all() {
+    for mixer in law_configs() {
         let text = toml::to_string(&Section { mixer: mixer.clone() }).expect("serialises");
         let back: Section = toml::from_str(&text).expect("its own output parses");
         assert_eq!(back.mixer, mixer, "{text}");
@@ -288,7 +322,7 @@ fn weights_survive_a_record() {
 
 #[test]
 fn outputs_stay_finite_on_a_long_sequence() {
-    for config in MixerConfig::all() {
+    for config in law_configs() {
         let device = &devices()[0].1;
         let y = mixer(&config, device).forward(input(1, 16_384, 14, device));
         assert!(values(&y).iter().all(|v| v.is_finite()), "{config:?}");
@@ -297,7 +331,7 @@ fn outputs_stay_finite_on_a_long_sequence() {
 
 #[test]
 fn initial_values_do_not_depend_on_the_device() {
-    for config in MixerConfig::all() {
+    for config in law_configs() {
         let all: Vec<_> =
             devices().iter().map(|(_, d)| Collect::of(&mixer(&config, d), None)).collect();
         assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{config:?}");
@@ -307,10 +341,7 @@ fn initial_values_do_not_depend_on_the_device() {
 #[test]
 fn mamba_has_the_parameters_of_the_published_model() {
     let device = &devices()[0].1;
-    let MixerConfig::Mamba(config) = &MixerConfig::all()[0] else {
-        panic!("Mamba is the first of the registry");
-    };
-    let mamba = config.init(768, &mut Init::new(0, device));
+    let mamba = MambaConfig::default().init(768, &mut Init::new(0, device));
     let count = |part: &str| -> usize {
         let found = Collect::of(&mamba, None);
         found.iter().filter(|(path, _)| path.starts_with(part)).map(|(_, v)| v.len()).sum()
@@ -343,7 +374,7 @@ fn swapping_directions_and_reversing_the_sequence_changes_nothing() {
 
 #[test]
 fn a_backbone_steps_as_it_runs_forward() {
-    for_causal(|what, config, device| {
+    for_all_causal(|what, config, device| {
         for mlp in [None, Some(MlpConfig { d_hidden: 10, gated: true })] {
             let config =
                 BackboneConfig { d_model: D_MODEL, n_layer: 2, mixer: config.clone(), mlp };
@@ -363,11 +394,70 @@ fn a_backbone_steps_as_it_runs_forward() {
     });
 }
 
+/// Casts every parameter.
+struct Cast(FloatDType);
+
+impl ModuleMapper for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(|tensor| tensor.cast(self.0).detach().require_grad())
+    }
+}
+
 #[test]
-#[should_panic(expected = "`d_state` is 0, expected 1 to 4096")]
+fn half_precision_runs_forward_backward_and_step_by_step() {
+    for config in law_configs() {
+        for (name, device) in half_devices() {
+            let device = device.autodiff();
+            // Outputs, outputs step by step where there are steps, and gradients, all in `dtype`.
+            let run = |dtype: FloatDType| {
+                let mixer = mixer(&config, &device).map(&mut Cast(dtype));
+                let x = input(2, 9, 17, &device).cast(dtype);
+                let y = mixer.forward(x.clone());
+                assert_eq!(FloatDType::from(y.dtype()), dtype, "{config:?} on {name}");
+                let steps = mixer.init_state(2).ok().map(|mut state| {
+                    let head = mixer.prefill(x.clone().narrow(1, 0, 4), None, &mut state);
+                    let step = |t| {
+                        let x_t = x.clone().narrow(1, t, 1).squeeze_dim(1);
+                        mixer.step(x_t, &mut state).unsqueeze_dim(1)
+                    };
+                    let tail: Vec<Tensor<3>> = (4..9).map(step).collect();
+                    values(&Tensor::cat([vec![head], tail].concat(), 1))
+                });
+                let loss = y.clone().cast(FloatDType::F32) * input(2, 9, 18, &device);
+                let grads = loss.sum().backward();
+                (values(&y), steps, Collect::of(&mixer, Some(&grads)))
+            };
+            let (truth, _, truth_grads) = run(FloatDType::F32);
+            let (y, steps, grads) = run(FloatDType::BF16);
+            let what = format!("{config:?} on {name}");
+            // Eight bits of mantissa, rounded after each of a handful of layers.
+            assert_error(&format!("outputs of {what}"), &y, &truth, 2e-2);
+            if let Some(steps) = steps {
+                assert_error(&format!("steps of {what}"), &steps, &y, 2e-2);
+            }
+            for ((path, grad), (_, truth)) in grads.into_iter().zip(truth_grads) {
+                assert_error(&format!("gradient of {path} in {what}"), &grad, &truth, 5e-2);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_configuration_out_of_range_names_the_field() {
-    let config = ssm_core::mixers::MambaConfig { d_state: 0, ..Default::default() };
-    panic!("{}", config.validate(D_MODEL).expect_err("d_state is 0"));
+    for (text, expected) in [
+        ("d_state = 0", "`d_state` is 0, expected 1 to 4096"),
+        ("d_conv = 65", "`d_conv` is 65, expected 1 to 64"),
+        ("expand = 0", "`expand` is 0, expected 1 to 64"),
+        ("dt_rank = 0", "`dt_rank` is 0, expected 1 to 24"),
+        ("dt_rank = 1152921504606846976", "`dt_rank` is 1152921504606846976, expected 1 to 24"),
+        ("dt_min = nan", "`dt_min` is NaN, expected a number above 0"),
+        ("dt_max = inf", "`dt_max` is inf, expected a number above `dt_min` = 0.001, at most 1000"),
+        ("dt_init_floor = inf", "`dt_init_floor` is inf, expected a number above 0, at most 1000"),
+    ] {
+        let config: MambaConfig = toml::from_str(text).expect("a configuration");
+        let error = config.validate(D_MODEL).expect_err(text);
+        assert_eq!(error.to_string(), expected);
+    }
 }
 
 /// Keeps the state's type in the public interface under test.

@@ -17,6 +17,11 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     devices
 }
 
+/// Those of [`devices`] that compute in half precision: Burn's ndarray backend has no such types.
+pub(crate) fn half_devices() -> Vec<(&'static str, Device)> {
+    devices().into_iter().filter(|(name, _)| *name != "ndarray").collect()
+}
+
 /// Draws values on the host, so that every device sees the same.
 pub(crate) struct Draw(ChaCha8Rng);
 

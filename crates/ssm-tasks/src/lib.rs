@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod forecasting;
+mod given;
 pub mod mil;
 
 use std::path::{Path, PathBuf};

@@ -16,7 +16,7 @@ const LOOKBACK_LEN: usize = 24;
 const PRED_LEN: usize = 6;
 
 fn init(config: &ForecasterConfig, device: &Device) -> Forecaster {
-    config.init(LOOKBACK_LEN, PRED_LEN, &mut Init::new(7, device), device)
+    config.init(LOOKBACK_LEN, PRED_LEN, &mut Init::new(7, device))
 }
 
 /// Waves with noise, `[batch, n_tokens, LOOKBACK_LEN]`, from `seed`.
@@ -47,9 +47,13 @@ fn s_mamba_for_etth1_has_the_published_number_of_parameters() {
     )
     .unwrap();
     let device = device();
-    let model = config.init(96, 96, &mut Init::new(0, &device), &device);
+    let model = config.init(96, 96, &mut Init::new(0, &device));
     assert_eq!(model.num_params(), 1_145_696);
-    assert_eq!(init(&dlinear(), &device).num_params(), 2 * (LOOKBACK_LEN + 1) * PRED_LEN);
+    assert_eq!(config.n_params(96, 96), 1_145_696);
+    for config in [dlinear(), s_mamba(""), s_mamba("merge = \"mean\"")] {
+        let model = init(&config, &device);
+        assert_eq!(config.n_params(LOOKBACK_LEN, PRED_LEN), model.num_params());
+    }
 }
 
 #[test]

@@ -129,10 +129,10 @@ fn a_conclusion_compares_with_the_baselines() {
 fn the_header_says_what_is_read() {
     let (task, _) = task(&options(""), &dlinear(), &settings(16), 400).unwrap();
     let text = task.describe();
-    assert!(text.starts_with("waves from `"), "{text}");
+    assert!(text.starts_with("waves from /"), "{text}");
     assert!(
         text.ends_with(
-            "3 variates, 3 to predict, 24 -> 6 steps; windows: 251 training, 35 validation, 75 test"
+            "3 variates, 3 to predict, 24 → 6 steps; windows: 251 training, 35 validation, 75 test"
         ),
         "{text}"
     );

@@ -37,6 +37,14 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
     sync_dir(to.parent().unwrap_or(Path::new(".")))
 }
 
+/// Creates a directory with all that are missing above it, and waits until the disk has their names.
+pub(crate) fn create_dir(path: &Path) -> Result<(), Error> {
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<&Path> = path.ancestors().take_while(is_missing).collect();
+    fs::create_dir_all(path).map_err(save("create the directory", path))?;
+    missing.iter().filter_map(|dir| dir.parent()).try_for_each(sync_dir)
+}
+
 /// Waits until the disk has the names in a directory.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
     // The parent of a bare file name is the empty path.

@@ -32,6 +32,8 @@ const STATE: &str = "state.json";
 const MANIFEST: &str = "manifest.json";
 const LAST: &str = "last";
 const BEST: &str = "best";
+/// Ending of the names of checkpoints that were set aside.
+const DAMAGED: &str = ".damaged";
 
 /// What `manifest.json` says.
 #[derive(Serialize, Deserialize)]
@@ -74,7 +76,7 @@ impl Checkpoints {
     /// # Errors
     /// [`Error::Save`].
     pub fn prepare(&self) -> Result<(), Error> {
-        fs::create_dir_all(&self.dir).map_err(atomic::save("create the directory", &self.dir))?;
+        atomic::create_dir(&self.dir)?;
         for name in self.names()? {
             if name.ends_with(atomic::UNFINISHED) {
                 let path = self.dir.join(name);
@@ -126,7 +128,7 @@ impl Checkpoints {
         }
         atomic::write(&unfinished.join(MANIFEST), &json(&manifest))?;
         atomic::sync_dir(&unfinished)?;
-        // Only a damaged checkpoint that the run was resumed from before can be in the way.
+        // Nothing that this run can go on from is in the way: what is newer was set aside.
         self.remove(position.step)?;
         atomic::rename(&unfinished, &path)?;
         self.point(position)
@@ -139,26 +141,58 @@ impl Checkpoints {
     pub fn point(&self, position: &Position) -> Result<(), Error> {
         let names = [(LAST, Some(position.step)), (BEST, position.best.map(|best| best.step))];
         for (name, step) in names {
+            let path = self.dir.join(name);
             if let Some(step) = step {
                 let text = format!("{}\n", directory_name(step));
-                atomic::replace(&self.dir.join(name), text.as_bytes())?;
+                atomic::replace(&path, text.as_bytes())?;
+            } else if path.exists() {
+                fs::remove_file(&path).map_err(atomic::save("remove", &path))?;
             }
         }
         Ok(())
     }
 
-    /// Removes all but the newest `keep` checkpoints and the best.
+    /// Takes checkpoints after `step` out of the way: the run fell back behind them, as they are
+    /// damaged, and they must not push out the intact ones that are to come.
     ///
-    /// What was the best for an older one that is kept stays as well, so that falling back to that
-    /// one loses nothing.
+    /// They keep their files under another name, for whoever wants to look at them.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Save`].
-    pub fn prune(&self, keep: usize) -> Result<(), Error> {
+    pub(crate) fn set_aside_after(&self, step: u64) -> Result<(), Error> {
+        for newer in self.steps()?.into_iter().filter(|newer| *newer > step) {
+            let path = self.path(newer);
+            let aside = self.dir.join(format!("{}{DAMAGED}", directory_name(newer)));
+            if aside.exists() {
+                fs::remove_dir_all(&aside).map_err(atomic::save("remove", &aside))?;
+            }
+            atomic::rename(&path, &aside)?;
+            tracing::warn!("the damaged checkpoint is now `{}`", aside.display());
+        }
+        Ok(())
+    }
+
+    /// Whether checkpoints were here that are gone: one is named, or there is no directory for them
+    /// although the run has begun.
+    pub(crate) fn were_deleted(&self, has_begun: bool) -> bool {
+        self.dir.join(LAST).exists() || (has_begun && !self.dir.exists())
+    }
+
+    /// Removes all but the newest `keep` checkpoints, those that `position` needs, and the best.
+    ///
+    /// What an older one that is kept needs stays as well, so that falling back to that one loses
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Save`].
+    pub fn prune(&self, keep: usize, position: &Position) -> Result<(), Error> {
         let steps = self.steps()?;
         let newest = &steps[steps.len().saturating_sub(keep.max(1))..];
         let mut kept: BTreeSet<u64> = newest.iter().copied().collect();
-        kept.extend(newest.iter().filter_map(|step| self.peek(*step)?.best).map(|best| best.step));
+        kept.extend(position.needed_steps());
+        for older in newest.iter().filter_map(|step| self.peek(*step)) {
+            kept.extend(older.needed_steps());
+        }
         steps.iter().filter(|step| !kept.contains(step)).try_for_each(|step| self.remove(*step))
     }
 

@@ -54,7 +54,9 @@ pub(crate) fn conclude<T: Task>(
         Some(result) => result,
         None => {
             if position.best.is_none() {
-                tracing::warn!("no evaluation was finite: scoring the last weights");
+                tracing::warn!(
+                    "no evaluation was finite, or the best is lost: scoring the last weights"
+                );
             }
             let checkpoint = run.checkpoints().load(position.best_or_last())?;
             let model = checkpoint.model(model.clone())?;
@@ -100,14 +102,14 @@ fn write_report<T: Task>(
             format!("{:.6}", best.value),
         ));
     }
-    if let Some(info) = run_dir::info(run.path()) {
-        facts.push(fact("parameters", info.parameters.to_string()));
-        if let Some(session) = info.sessions.last() {
-            facts.push(fact("backend", session.backend.clone()));
-            facts.push(fact("processors", session.cpus.to_string()));
-            facts.push(fact("version", format!("{} on Burn {}", session.version, session.burn)));
-            facts.extend(session.git_commit.clone().map(|commit| fact("commit", commit)));
-        }
+    let info = run_dir::info(run.path())?;
+    facts.push(fact("parameters", info.parameters.to_string()));
+    if let Some(session) = info.sessions.last() {
+        facts.push(fact("backend", session.backend.clone()));
+        facts.push(fact("instructions", session.simd.clone()));
+        facts.push(fact("processors", session.cpus.to_string()));
+        facts.push(fact("version", format!("{} on Burn {}", session.version, session.burn)));
+        facts.extend(session.git_commit.clone().map(|commit| fact("commit", commit)));
     }
     let page = report::html(&RunReport {
         name: config.run.name.clone(),

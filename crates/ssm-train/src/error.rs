@@ -125,9 +125,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// A configuration error of `issues` that only showed after loading, so without a line.
+    /// A configuration error of `issues` that only show once a task has read its data, without a line.
     ///
-    /// `origin` names the configuration, usually the path of its file.
+    /// `origin` names what was read.
     #[must_use]
     pub fn issues(origin: &str, issues: Vec<Issue>) -> Self {
         let diagnostics = issues.into_iter().map(|issue| Diagnostic::unplaced(origin, issue));

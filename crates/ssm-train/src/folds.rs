@@ -10,14 +10,13 @@ use serde_json::Value;
 
 use crate::{
     atomic,
-    checkpoint::Checkpoints,
     conclusion::Summary,
     config::{Config, Issue},
     error::Error,
     logging,
     report::{self, Figure, RunReport, Series, Table, thin},
     result::RunResult,
-    run_dir,
+    run_dir::{self, RunDir},
     task::{Metrics, Outcome, Task, TaskConfig},
     trainer::{TrainOptions, train},
 };
@@ -41,19 +40,23 @@ pub fn train_all<T: Task>(
     let chosen = match config.run.fold {
         Some(fold) if fold >= n_folds => {
             let issue = Issue::range("run.fold", &format!("less than {n_folds}, the folds"), fold);
-            return Err(Error::issues(&run.display().to_string(), vec![issue]));
+            return Err(config.refuse(vec![issue]));
         }
         Some(fold) if n_folds > 1 => fold..fold + 1,
         _ if n_folds > 1 => 0..n_folds,
         _ => return train::<T>(config, options),
     };
-    let started = |fold: usize| has_checkpoint(&run.join(name(fold)));
+    let began = |fold: usize| run.join(name(fold)).join("config.toml").exists();
     if !options.resume {
+        // All of them before the first begins, which may take days.
         for fold in chosen.clone() {
-            if started(fold)? {
-                return Err(Error::RunExists { dir: run.join(name(fold)) });
-            }
+            RunDir::check(&run.join(name(fold)), false)?;
         }
+    } else if !chosen.clone().any(began) {
+        return Err(Error::Usage {
+            message: format!("nothing to resume in `{}`", run.display()),
+            hint: Some("start the run without `--resume`, or check `run.name`".into()),
+        });
     }
     let mut last = None;
     for fold in chosen {
@@ -62,12 +65,8 @@ pub fn train_all<T: Task>(
         part.run.dir.clone_from(&run);
         part.run.name = name(fold);
         part.run.fold = Some(fold);
-        let resume = options.resume && part.run.path().join("config.toml").exists();
-        let trained = train::<T>(&part, &TrainOptions { resume, ..options.clone() });
-        if trained.is_err() {
-            run_dir::remove_if_empty(&run);
-        }
-        last = Some(trained?);
+        let resume = options.resume && began(fold);
+        last = Some(train::<T>(&part, &TrainOptions { resume, ..options.clone() })?);
     }
     let missing = (0..n_folds).filter(|fold| load(&run, *fold).is_none()).count();
     match last {
@@ -86,10 +85,6 @@ fn name(fold: usize) -> String {
 
 fn load(run: &Path, fold: usize) -> Option<RunResult> {
     RunResult::load(&run.join(name(fold)).join("result.json"))
-}
-
-fn has_checkpoint(dir: &Path) -> Result<bool, Error> {
-    Ok(dir.is_dir() && !Checkpoints::of_run(dir).steps()?.is_empty())
 }
 
 fn conclude<T: Task>(
@@ -123,22 +118,19 @@ fn page<T: Task>(
     n_folds: usize,
     outcome: Outcome,
 ) -> Result<String, Error> {
-    let info = run_dir::info(&run.join(name(0)));
+    let info = run_dir::info(&run.join(name(0)))?;
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut facts = vec![
         fact("task", <T::Config as TaskConfig>::NAME.to_owned()),
         fact("folds", n_folds.to_string()),
         fact("seed", config.run.seed.to_string()),
+        fact("parameters", info.parameters.to_string()),
     ];
-    let mut subtitle = Vec::new();
-    if let Some(info) = info {
-        facts.push(fact("parameters", info.parameters.to_string()));
-        subtitle.push(format!("{} (first fold)", info.data));
-        if let Some(session) = info.sessions.last() {
-            facts.push(fact("backend", session.backend.clone()));
-            facts.push(fact("processors", session.cpus.to_string()));
-            facts.extend(session.git_commit.clone().map(|commit| fact("commit", commit)));
-        }
+    let subtitle = vec![format!("{} (first fold)", info.data)];
+    if let Some(session) = info.sessions.last() {
+        facts.push(fact("backend", session.backend.clone()));
+        facts.push(fact("processors", session.cpus.to_string()));
+        facts.extend(session.git_commit.clone().map(|commit| fact("commit", commit)));
     }
     let mut figures = outcome.figures;
     figures.extend(training_curves(run, n_folds)?);

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -14,30 +14,64 @@ use signal_hook::{
     flag, low_level,
 };
 
-/// Listens for signals as long as it lives.
+const SIGNALS: [i32; 2] = [SIGINT, SIGTERM];
+
+/// Signals come to the process, not to a run, so what they do by default is kept once a process.
+static PROCESS: LazyLock<Process> = LazyLock::new(Process::default);
+
+#[derive(Default)]
+struct Process {
+    /// Whether a signal ends the process, as it would without this module.
+    at_once: Arc<AtomicBool>,
+    /// Runs that listen, `None` until the first one does.
+    listeners: Mutex<Option<usize>>,
+}
+
+impl Process {
+    fn add_listener(&self) -> io::Result<()> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        if listeners.is_none() {
+            for signal in SIGNALS {
+                // Handlers run in the order of registration, so the first signal arms the second.
+                // They stay: `signal-hook` ignores signals that nobody asks for any more.
+                flag::register_conditional_default(signal, Arc::clone(&self.at_once))?;
+                flag::register(signal, Arc::clone(&self.at_once))?;
+            }
+        }
+        let others = listeners.unwrap_or(0);
+        *listeners = Some(others + 1);
+        if others == 0 {
+            self.at_once.store(false, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    fn remove_listener(&self) {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = listeners.unwrap_or(0).saturating_sub(1);
+        *listeners = Some(others);
+        if others == 0 {
+            self.at_once.store(true, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Listens for signals as long as it lives; after the last one a signal ends the process again.
 ///
-/// Signals have one receiver per process: while several live, each of them sees the signal. After
-/// the last one is gone, the two signals are ignored, not fatal (`signal-hook` cannot restore that).
+/// Signals have one receiver per process: while several live, each of them sees the signal.
 pub(crate) struct Interrupt {
     signal: Arc<AtomicUsize>,
-    at_once: Arc<AtomicBool>,
     ids: Vec<SigId>,
 }
 
 impl Interrupt {
     pub(crate) fn listen() -> io::Result<Self> {
-        let mut interrupt = Self {
-            signal: Arc::new(AtomicUsize::new(0)),
-            at_once: Arc::new(AtomicBool::new(false)),
-            ids: Vec::new(),
-        };
-        for signal in [SIGINT, SIGTERM] {
+        PROCESS.add_listener()?;
+        let mut interrupt = Self { signal: Arc::new(AtomicUsize::new(0)), ids: Vec::new() };
+        for signal in SIGNALS {
             let number = signal.unsigned_abs() as usize;
-            let Self { signal: seen, at_once, ids } = &mut interrupt;
-            // Handlers run in the order of registration, so the first signal arms the second.
-            ids.push(flag::register_conditional_default(signal, Arc::clone(at_once))?);
-            ids.push(flag::register_usize(signal, Arc::clone(seen), number)?);
-            ids.push(flag::register(signal, Arc::clone(at_once))?);
+            let id = flag::register_usize(signal, Arc::clone(&interrupt.signal), number)?;
+            interrupt.ids.push(id);
         }
         Ok(interrupt)
     }
@@ -52,7 +86,7 @@ impl Interrupt {
 
     /// From here on the first signal ends the process.
     pub(crate) fn end_at_once(&self) {
-        self.at_once.store(true, Ordering::SeqCst);
+        PROCESS.at_once.store(true, Ordering::SeqCst);
     }
 }
 
@@ -61,5 +95,6 @@ impl Drop for Interrupt {
         for id in self.ids.drain(..) {
             low_level::unregister(id);
         }
+        PROCESS.remove_listener();
     }
 }

@@ -9,8 +9,8 @@ use crate::{
     config::{Config, DeviceSection},
     device,
     error::Error,
-    run_dir,
-    task::{Outcome, Split, Task, TaskConfig},
+    resume, run_dir,
+    task::{Metrics, Split, Task, TaskConfig},
 };
 
 /// The configuration of a run, its task, and its model.
@@ -22,8 +22,8 @@ pub type LoadedRun<T> = (Config<<T as Task>::Config>, T, <T as Task>::Model);
 ///
 /// # Errors
 /// [`Error::Usage`] for a directory without a run, [`Error::Config`] for a run of another task,
-/// [`Error::Checkpoint`] for a best checkpoint that is missing or damaged, and those of
-/// [`Task::new`].
+/// [`Error::Checkpoint`] for a best checkpoint that is missing or damaged, [`Error::Data`] for other
+/// data than the run was trained on, and those of [`Task::new`].
 pub fn load_model<T: Task>(
     run_dir: &Path,
     device: Option<&DeviceSection>,
@@ -33,17 +33,28 @@ pub fn load_model<T: Task>(
     if let Some(device) = device {
         config.device = device.clone();
     }
+    let origin = run_dir::info(run_dir)?;
     let checkpoint = Checkpoints::of_run(run_dir).load_best()?;
     let device = device::open(&config.device.backend, config.device.index)?;
     let settings = config.settings(data_dirs);
     let (task, model) = T::new(&config.task, &config.data, &config.model, &settings, &device)?;
+    // Other rows have other splits and another scaler: a score on them is not one of this run.
+    if let Some((name, [old, new])) = resume::changed_data(&origin.data_hashes, &task.data_hashes())
+    {
+        let run = run_dir.display();
+        return Err(Error::Data {
+            path: PathBuf::from(name),
+            message: format!("`{run}` was trained on the SHA-256 {old}, the file has {new}"),
+            hint: Some("restore the file, or train a new run on the other one".into()),
+        });
+    }
     let model = checkpoint.model(model.valid())?;
     Ok((config, task, model))
 }
 
 /// Scores the best weights of a run once more; nothing is written.
 ///
-/// On [`Split::Test`] the outcome has tables and figures, elsewhere only scores.
+/// What belongs to the end of a run only, such as baselines, is not made again.
 ///
 /// # Errors
 /// As [`load_model`], and those of the task.
@@ -52,15 +63,9 @@ pub fn evaluate<T: Task>(
     device: Option<&DeviceSection>,
     data_dirs: Vec<PathBuf>,
     split: Split,
-) -> Result<Outcome, Error> {
+) -> Result<Metrics, Error> {
     let (_, task, model) = load_model::<T>(run_dir, device, data_dirs)?;
-    match split {
-        Split::Test => task.conclude(&model),
-        Split::Train | Split::Valid => {
-            let metrics = task.evaluate(&model, split)?;
-            Ok(Outcome { metrics, ..Outcome::default() })
-        }
-    }
+    task.evaluate(&model, split)
 }
 
 /// The configuration, the artifacts and the best model of a run, without reading its data.
@@ -79,11 +84,11 @@ pub fn restore_model<C: TaskConfig, M: Module>(
     if let Some(device) = device {
         config.device = device.clone();
     }
+    let origin = run_dir::info(run_dir)?;
     let checkpoint = Checkpoints::of_run(run_dir).load_best()?;
     let device = device::open(&config.device.backend, config.device.index)?;
-    let artifacts = run_dir::info(run_dir).map(|info| info.artifacts).unwrap_or_default();
-    let model = checkpoint.model(build(&config, &artifacts, &device)?)?;
-    Ok((config, artifacts, model))
+    let model = checkpoint.model(build(&config, &origin.artifacts, &device)?)?;
+    Ok((config, origin.artifacts, model))
 }
 
 /// The configuration that a run was started with.

@@ -70,6 +70,7 @@ impl MetricsLog {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).read(true).write(true);
         let mut file = options.open(path).map_err(atomic::save("write", path))?;
+        atomic::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
         let found = whole_lines(&file, end.bytes).map_err(atomic::read("read", path))?;
         if found != end {
             tracing::warn!(
@@ -98,6 +99,12 @@ impl MetricsLog {
             Ok(())
         });
         written.map_err(atomic::save("write", &self.path))
+    }
+
+    /// Where the last line ends; whether the disk has it is another matter.
+    #[must_use]
+    pub fn end(&self) -> MetricsEnd {
+        self.end
     }
 
     /// Waits until the disk has every line, and says where the last one ends.

@@ -48,10 +48,8 @@ impl Plan {
     /// into the run.
     pub fn of<T: TaskConfig>(config: &Config<T>, batches_per_epoch: u64) -> Result<Self, Error> {
         let Config { train, checkpoint, log, schedule, .. } = config;
-        let refuse = |path: &str, message: String| {
-            let origin = config.run.path().display().to_string();
-            Err(Error::issues(&origin, vec![Issue::new(path, message)]))
-        };
+        let refuse =
+            |path: &str, message: String| Err(config.refuse(vec![Issue::new(path, message)]));
         if batches_per_epoch == 0 {
             let message = format!("the training split has no batch of {}", train.batch_size);
             return refuse("train.batch_size", message);
@@ -60,7 +58,7 @@ impl Plan {
         let (needed, steps) = (schedule.min_steps(), plan.total_steps);
         if needed > steps {
             let message = format!("warm-up and decay take {needed} steps, the run has {steps}");
-            return refuse("schedule", message);
+            return refuse(&format!("schedule.{}", schedule.name()), message);
         }
         Ok(plan)
     }
@@ -75,10 +73,8 @@ impl Plan {
     ) -> Self {
         let accumulate = train.accumulate as u64;
         let steps_per_epoch = batches_per_epoch.div_ceil(accumulate);
-        // The configuration holds exactly one of the two.
-        let epochs = train.epochs.unwrap_or(1).saturating_mul(steps_per_epoch);
         Self {
-            total_steps: train.steps.unwrap_or(epochs),
+            total_steps: total_steps(train, steps_per_epoch),
             steps_per_epoch,
             batches_per_epoch,
             accumulate,
@@ -102,24 +98,38 @@ impl Plan {
         start..(start + self.accumulate).min(epoch_start + self.batches_per_epoch)
     }
 
-    /// Whether a line is logged once `done >= 1` steps are done.
+    /// Whether a line is logged once `done >= 1` steps are done, however long the run is.
     #[must_use]
     pub fn logs(&self, done: u64) -> bool {
-        done.is_multiple_of(self.log_every) || done == self.total_steps
+        done.is_multiple_of(self.log_every)
     }
 
-    /// Whether the model is evaluated once `done >= 1` steps are done.
+    /// Whether the model is evaluated once `done >= 1` steps are done, however long the run is.
     #[must_use]
     pub fn evaluates(&self, done: u64) -> bool {
-        done.is_multiple_of(self.eval_every) || done == self.total_steps
+        done.is_multiple_of(self.eval_every)
     }
 
-    /// Whether a checkpoint is saved once `done >= 1` steps are done, whatever the evaluation says.
+    /// Whether a checkpoint is saved once `done >= 1` steps are done, whatever the evaluation says
+    /// and however long the run is.
     #[must_use]
     pub fn saves(&self, done: u64) -> bool {
-        let due = self.save_every.map_or(self.evaluates(done), |every| done.is_multiple_of(every));
-        due || done == self.total_steps
+        self.save_every.map_or(self.evaluates(done), |every| done.is_multiple_of(every))
     }
+
+    /// Whether the run ends once `done` steps are done: then it logs, evaluates and saves in any
+    /// case.
+    #[must_use]
+    pub fn ends(&self, done: u64) -> bool {
+        done >= self.total_steps
+    }
+}
+
+/// Steps of a run whose epochs have so many.
+pub(crate) fn total_steps(train: &TrainSection, steps_per_epoch: u64) -> u64 {
+    // The configuration holds exactly one of the two.
+    let epochs = train.epochs.unwrap_or(1).saturating_mul(steps_per_epoch);
+    train.steps.unwrap_or(epochs)
 }
 
 #[cfg(test)]
@@ -164,9 +174,10 @@ mod tests {
         let done = |what: fn(&Plan, u64) -> bool| -> Vec<u64> {
             (1..=9).filter(|&done| what(&plan, done)).collect()
         };
-        assert_eq!(done(Plan::evaluates), [4, 8, 9]);
-        assert_eq!(done(Plan::saves), [4, 8, 9]);
-        assert_eq!(done(Plan::logs), [4, 8, 9]);
+        assert_eq!(done(Plan::evaluates), [4, 8]);
+        assert_eq!(done(Plan::saves), [4, 8]);
+        assert_eq!(done(Plan::logs), [4, 8]);
+        assert_eq!(done(Plan::ends), [9], "where all three happen too");
     }
 
     #[test]
@@ -175,6 +186,6 @@ mod tests {
             TrainSection { epochs: Some(1), eval_every_steps: Some(5), ..TrainSection::default() };
         let plan = plan(train, Some(3));
         let saves: Vec<u64> = (1..=10).filter(|&done| plan.saves(done)).collect();
-        assert_eq!(saves, [3, 6, 9, 10]);
+        assert_eq!(saves, [3, 6, 9]);
     }
 }

@@ -30,6 +30,24 @@ pub struct Position {
     pub losses: Tally,
     /// End of `metrics.jsonl`.
     pub metrics: MetricsEnd,
+    /// Where the run stood before it logged and evaluated only because it ended here: a longer run
+    /// goes on from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_end: Option<BeforeEnd>,
+}
+
+/// What the last line of the log and the last evaluation of a run change of its [`Position`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BeforeEnd {
+    /// The best evaluation before the last one; its checkpoint is kept.
+    pub best: Option<Best>,
+    /// Evaluations since the best one.
+    pub evaluations_since_best: u64,
+    /// Losses since the last line of the log.
+    pub losses: Tally,
+    /// End of `metrics.jsonl`.
+    pub metrics: MetricsEnd,
 }
 
 /// The best evaluation of a run.
@@ -78,6 +96,7 @@ impl Position {
             evaluations_since_best: 0,
             losses: Tally::default(),
             metrics: MetricsEnd::default(),
+            before_end: None,
         }
     }
 
@@ -105,15 +124,31 @@ impl Position {
         self.best.map_or(self.step, |best| best.step)
     }
 
+    /// Remembers the position as the one from which a longer run goes on; `metrics` is the end of
+    /// the log so far.
+    pub(crate) fn mark_end(&mut self, metrics: MetricsEnd) {
+        let Self { best, evaluations_since_best, losses, .. } = *self;
+        self.before_end = Some(BeforeEnd { best, evaluations_since_best, losses, metrics });
+    }
+
+    /// Takes back what happened only because the run ended here, and says whether there was such.
+    pub(crate) fn take_back_end(&mut self) -> bool {
+        let Some(before) = self.before_end.take() else { return false };
+        let BeforeEnd { best, evaluations_since_best, losses, metrics } = before;
+        *self = Self { best, evaluations_since_best, losses, metrics, ..*self };
+        true
+    }
+
     /// Without its checkpoint the best evaluation is worth nothing: the search for it starts again.
-    pub(crate) fn forget_lost_best(&mut self, saved_steps: &[u64]) {
-        if let Some(best) = self.best
-            && !saved_steps.contains(&best.step)
-        {
-            tracing::warn!("the best checkpoint, of step {}, is gone; searching anew", best.step);
-            self.best = None;
-            self.evaluations_since_best = 0;
-        }
+    pub(crate) fn forget_best(&mut self) {
+        self.best = None;
+        self.evaluations_since_best = 0;
+    }
+
+    /// Steps whose checkpoints the run needs wherever it goes on from here.
+    pub(crate) fn needed_steps(&self) -> impl Iterator<Item = u64> {
+        let best = [self.best, self.before_end.and_then(|before| before.best)];
+        [self.step].into_iter().chain(best.into_iter().flatten().map(|best| best.step))
     }
 
     /// Whether `patience` evaluations went by without improvement.

@@ -18,6 +18,8 @@ pub(crate) struct StepNumbers {
     pub(crate) done: u64,
     pub(crate) loss: f64,
     pub(crate) lr: f64,
+    /// Global norm of the gradient, before clipping.
+    pub(crate) grad_norm: f64,
 }
 
 impl Progress {
@@ -44,7 +46,7 @@ impl Progress {
 
     pub(crate) fn step(&self, numbers: &StepNumbers) {
         if !self.bar.is_hidden() {
-            let StepNumbers { done, loss, lr } = numbers;
+            let StepNumbers { done, loss, lr, .. } = numbers;
             self.bar.set_position(*done);
             self.bar.set_message(format!("loss {loss:.4}  lr {lr:.1e}{}", self.best));
         }

@@ -12,7 +12,8 @@ use crate::{
 };
 
 /// The scores of a run on the test split.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Written", into = "Written")]
 pub struct RunResult {
     /// Optimiser steps of the run.
     pub steps: u64,
@@ -59,33 +60,39 @@ impl RunResult {
     /// # Errors
     /// [`Error::Save`].
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let written = Written {
-            steps: self.steps,
-            scored_step: self.scored_step,
-            metrics: self
-                .metrics
-                .iter()
-                .map(|(name, score)| (name.clone(), Some(*score)))
-                .collect(),
-            tables: self.tables.iter().cloned().map(WrittenTable::from).collect(),
-            details: self.details.clone(),
-        };
-        let text = serde_json::to_string_pretty(&written).map_err(std::io::Error::from);
+        let text = serde_json::to_string_pretty(self).map_err(std::io::Error::from);
         atomic::replace(path, (text.map_err(atomic::save("write", path))? + "\n").as_bytes())
     }
 
     /// Reads the file, `None` if there is none that can be understood.
     #[must_use]
     pub fn load(path: &Path) -> Option<Self> {
-        let written: Written = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        let metrics = written.metrics.into_iter();
-        Some(Self {
-            steps: written.steps,
-            scored_step: written.scored_step,
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+}
+
+impl From<RunResult> for Written {
+    fn from(RunResult { steps, scored_step, metrics, tables, details }: RunResult) -> Self {
+        Self {
+            steps,
+            scored_step,
+            metrics: metrics.into_iter().map(|(name, score)| (name, Some(score))).collect(),
+            tables: tables.into_iter().map(WrittenTable::from).collect(),
+            details,
+        }
+    }
+}
+
+impl From<Written> for RunResult {
+    fn from(Written { steps, scored_step, metrics, tables, details }: Written) -> Self {
+        let metrics = metrics.into_iter();
+        Self {
+            steps,
+            scored_step,
             metrics: metrics.map(|(name, score)| (name, score.unwrap_or(f64::NAN))).collect(),
-            tables: written.tables.into_iter().map(Table::from).collect(),
-            details: written.details,
-        })
+            tables: tables.into_iter().map(Table::from).collect(),
+            details,
+        }
     }
 }
 

@@ -2,16 +2,25 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::error::Error;
+use crate::{
+    config::{Config, Optim, Schedule, TrainSection},
+    error::Error,
+    plan::{self, Plan},
+    report,
+    run_dir::Session,
+    task::TaskConfig,
+};
 
 /// Keys that the weights, the data order or the place in it depend on; a table stands for all keys
 /// in it.
 const FIXED: [&str; 6] =
     ["task", "data", "model", "train.batch_size", "train.accumulate", "run.seed"];
 
-/// Keys that may change without a word: they change how long the run is and what is kept of it.
+/// Keys that may change without a word of their own: they change how long the run is and what is
+/// kept of it. What another length does to the learning rate is said by [`changed_rates`].
 const FREE: [&str; 8] = [
     "run.name",
     "run.dir",
@@ -64,16 +73,99 @@ pub(crate) fn compare_data(
     old: &BTreeMap<String, String>,
     new: &BTreeMap<String, String>,
 ) -> Result<(), Error> {
-    let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
-    names.sort_unstable();
-    match names.into_iter().find(|name| old.get(*name) != new.get(*name)) {
+    match changed_data(old, new) {
         None => Ok(()),
-        Some(name) => {
-            let [old, new] =
-                [old, new].map(|hashes| hashes.get(name).map_or("absent", |hash| hash).to_owned());
-            Err(mismatch(dir, &format!("SHA-256 of {name}"), old, new))
+        Some((name, [old, new])) => {
+            Err(mismatch(dir, &format!("SHA-256 of {name}"), old.to_owned(), new.to_owned()))
         }
     }
+}
+
+/// The first data file, by name, whose hash is another one, with both hashes.
+pub(crate) fn changed_data<'a>(
+    old: &'a BTreeMap<String, String>,
+    new: &'a BTreeMap<String, String>,
+) -> Option<(&'a str, [&'a str; 2])> {
+    let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
+    names.sort_unstable();
+    let name = names.into_iter().find(|name| old.get(*name) != new.get(*name))?;
+    let hash = |hashes: &'a BTreeMap<String, String>| hashes.get(name).map_or("absent", |h| h);
+    Some((name, [hash(old), hash(new)]))
+}
+
+/// Compares what computed the run last to what computes it now.
+///
+/// Returns a sentence for everything that may change the last bits of every number from here on.
+pub(crate) fn changed_route(old: &Session, new: &Session) -> Vec<String> {
+    let parts = [
+        ("the version of this program", &old.version, &new.version),
+        ("the version of Burn", &old.burn, &new.burn),
+        ("the backend", &old.backend, &new.backend),
+        ("the instruction set of the kernels", &old.simd, &new.simd),
+    ];
+    let changed = parts.into_iter().filter(|(_, old, new)| !old.is_empty() && old != new);
+    let say = |(what, old, new): (&str, &String, &String)| {
+        format!("{what} was `{old}` and is now `{new}`: the last bits of the results may differ")
+    };
+    changed.map(say).collect()
+}
+
+/// The sections that learning rates come from.
+#[derive(Deserialize)]
+struct Rates {
+    train: TrainSection,
+    optim: Optim,
+    #[serde(default)]
+    schedule: Schedule,
+}
+
+/// Compares the learning rates of a run that was started with the configuration `old` to those of
+/// `config`, where the run has another length now.
+///
+/// Returns a warning with a table if the steps that are `done` had other rates than they would have
+/// had in a run of the new length: then the run is not the same as that one.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for an `old` that cannot be understood.
+pub(crate) fn changed_rates<T: TaskConfig>(
+    dir: &Path,
+    old: &str,
+    config: &Config<T>,
+    plan: &Plan,
+    done: u64,
+) -> Result<Option<String>, Error> {
+    let old: Rates = toml::from_str(old).map_err(|error| unreadable(dir, &error))?;
+    let per_epoch = plan.steps_per_epoch;
+    let [before, now] = [plan::total_steps(&old.train, per_epoch), plan.total_steps];
+    let factors = |step| {
+        [(&old.schedule, before), (&config.schedule, now)]
+            .map(|(schedule, total)| schedule.factor(step, total, per_epoch))
+    };
+    let differs = |step: u64| factors(step)[0] != factors(step)[1];
+    if before == now || !(0..done).any(differs) {
+        return Ok(None);
+    }
+    let mut steps = vec![0, done / 2, done.saturating_sub(1), done, done.midpoint(now), now - 1];
+    steps.retain(|step| *step < now);
+    steps.sort_unstable();
+    steps.dedup();
+    let row = |step: u64| {
+        let [was, is] = factors(step);
+        let was = format!("{:.3e}", old.optim.lr() * was);
+        let was = if step < before { was } else { "-".into() };
+        vec![step.to_string(), was, format!("{:.3e}", config.optim.lr() * is)]
+    };
+    let table = report::text_table(&report::Table {
+        title: "learning rate".into(),
+        columns: vec!["step".into(), format!("of {before} steps"), format!("of {now} steps")],
+        rows: steps.into_iter().map(row).collect(),
+        note: String::new(),
+    });
+    Ok(Some(format!(
+        "the run had {before} steps and has {now} now, and `schedule.{}` depends on that: the {done} \
+         steps that are done had other learning rates than in a run of {now} steps\n\n{table}",
+        config.schedule.name()
+    )))
 }
 
 fn mismatch(dir: &Path, key: &str, checkpoint: String, config: String) -> Error {
@@ -94,14 +186,18 @@ fn variant_of_optim(values: &BTreeMap<String, Value>) -> &str {
 
 /// Every value by its full key.
 fn values(dir: &Path, text: &str) -> Result<BTreeMap<String, Value>, Error> {
-    let table: Table = text.parse().map_err(|error: toml::de::Error| Error::Checkpoint {
-        path: dir.to_owned(),
-        message: format!("its `config.toml` cannot be understood: {}", error.message()),
-        hint: Some("restore the file: it says what the run was started with".into()),
-    })?;
+    let table: Table = text.parse().map_err(|error| unreadable(dir, &error))?;
     let mut values = BTreeMap::new();
     flatten("", &table, &mut values);
     Ok(values)
+}
+
+fn unreadable(dir: &Path, error: &toml::de::Error) -> Error {
+    Error::Checkpoint {
+        path: dir.to_owned(),
+        message: format!("its `config.toml` cannot be understood: {}", error.message()),
+        hint: Some("restore the file: it says what the run was started with".into()),
+    }
 }
 
 fn flatten(prefix: &str, table: &Table, values: &mut BTreeMap<String, Value>) {
@@ -170,6 +266,24 @@ mod tests {
     fn other_changes_are_said() {
         let said = vec!["`optim.adam.lr` was 0.001 and is now 0.1".to_owned()];
         assert_eq!(change("lr = 1e-3", "lr = 0.1"), Ok(said));
+    }
+
+    #[test]
+    fn another_route_is_said() {
+        let old = Session { simd: "x86_64 V4".into(), ..Session::here(0, "flex", 0) };
+        assert_eq!(changed_route(&old, &old), [""; 0]);
+        let new = Session { simd: "x86_64 V3".into(), backend: "ndarray".into(), ..old.clone() };
+        assert_eq!(
+            changed_route(&old, &new),
+            [
+                "the backend was `flex` and is now `ndarray`: the last bits of the results may \
+                 differ",
+                "the instruction set of the kernels was `x86_64 V4` and is now `x86_64 V3`: the \
+                 last bits of the results may differ",
+            ]
+        );
+        let unknown = Session { simd: String::new(), ..old.clone() };
+        assert_eq!(changed_route(&unknown, &old), [""; 0]);
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub const BURN_VERSION: &str = "0.22.1";
 
 const CONFIG: &str = "config.toml";
 const RUN: &str = "run.json";
+const METRICS: &str = "metrics.jsonl";
+const RESULT: &str = "result.json";
 
 /// A run directory that belongs to this process until it is dropped.
 #[derive(Debug)]
@@ -63,6 +65,10 @@ pub struct Session {
     pub device_index: usize,
     /// Processors that it may use.
     pub cpus: usize,
+    /// Instructions that the CPU kernels chose, with the architecture: `x86_64 V4`. Sums are added
+    /// up in another order on another one. Empty where an older version did not write it.
+    #[serde(default)]
+    pub simd: String,
 }
 
 impl Session {
@@ -78,6 +84,7 @@ impl Session {
             backend: backend.into(),
             device_index,
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            simd: simd(),
         }
     }
 }
@@ -85,26 +92,54 @@ impl Session {
 impl RunDir {
     /// Creates the directory and takes it for this process.
     ///
-    /// With `resume` the directory has to hold a run, without it must not hold a checkpoint.
+    /// # Errors
+    /// As [`RunDir::check`], [`Error::RunInUse`], and [`Error::Save`] for a directory that cannot be
+    /// written.
+    pub fn open(path: &Path, resume: bool) -> Result<Self, Error> {
+        Self::check(path, resume)?;
+        atomic::create_dir(path)?;
+        let lock = lock(path)?;
+        // Again, now that nobody else can change the answer.
+        Self::check(path, resume)?;
+        Checkpoints::of_run(path).prepare()?;
+        Ok(Self { path: path.to_owned(), lock })
+    }
+
+    /// Whether a run can start or go on in the directory; nothing is touched.
+    ///
+    /// With `resume` the directory has to hold a run, without it must not hold one that was saved.
+    /// Neither goes over the results of a run whose checkpoints were deleted.
     ///
     /// # Errors
-    /// [`Error::RunInUse`], [`Error::RunExists`], [`Error::Usage`] if there is nothing to resume, and
-    /// [`Error::Save`] for a directory that cannot be written.
-    pub fn open(path: &Path, resume: bool) -> Result<Self, Error> {
+    /// [`Error::RunExists`], and [`Error::Usage`] for the other cases.
+    pub fn check(path: &Path, resume: bool) -> Result<(), Error> {
         if resume && !path.join(CONFIG).exists() {
             return Err(Error::Usage {
                 message: format!("nothing to resume in `{}`", path.display()),
                 hint: Some("start the run without `--resume`, or check `run.name`".into()),
             });
         }
-        fs::create_dir_all(path).map_err(atomic::save("create the directory", path))?;
-        let lock = lock(path)?;
+        if !path.is_dir() {
+            return Ok(());
+        }
         let checkpoints = Checkpoints::of_run(path);
-        if !resume && !checkpoints.steps()?.is_empty() {
+        if checkpoints.steps()?.is_empty() {
+            let is_log_empty = fs::metadata(path.join(METRICS)).map_or(true, |log| log.len() == 0);
+            let was_saved = path.join(RESULT).exists() || checkpoints.were_deleted(!is_log_empty);
+            if was_saved {
+                let shown = path.display();
+                return Err(Error::Usage {
+                    message: format!("`{shown}` holds a run without its checkpoints"),
+                    hint: Some(format!(
+                        "put `{shown}/checkpoints` back, choose another `run.name`, or remove the \
+                         directory with its results"
+                    )),
+                });
+            }
+        } else if !resume {
             return Err(Error::RunExists { dir: path.to_owned() });
         }
-        checkpoints.prepare()?;
-        Ok(Self { path: path.to_owned(), lock })
+        Ok(())
     }
 
     /// The directory.
@@ -116,7 +151,7 @@ impl RunDir {
     /// Its `metrics.jsonl`.
     #[must_use]
     pub fn metrics(&self) -> PathBuf {
-        self.path.join("metrics.jsonl")
+        self.path.join(METRICS)
     }
 
     /// Its `report.html`.
@@ -128,7 +163,7 @@ impl RunDir {
     /// Its `result.json`.
     #[must_use]
     pub fn result(&self) -> PathBuf {
-        self.path.join("result.json")
+        self.path.join(RESULT)
     }
 
     /// Its checkpoints.
@@ -167,22 +202,10 @@ impl RunDir {
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        // Wrong data shows after the directory is locked: a run that never began leaves no trace.
-        if !self.path.join(CONFIG).exists() {
-            let _ = fs::remove_dir(self.path.join("checkpoints"));
-            let _ = fs::remove_file(self.path.join("lock"));
-            remove_if_empty(&self.path);
-        }
         // Closing the file is not enough while a child process that is being started still has it.
         // Should it fail, the end of this process unlocks.
         let _ = self.lock.unlock();
     }
-}
-
-/// Removes a directory that holds nothing; any other stays as it is.
-pub(crate) fn remove_if_empty(path: &Path) {
-    // A directory that is not empty, or not there, is an error that changes nothing.
-    let _ = fs::remove_dir(path);
 }
 
 /// The resolved configuration that is written in a run directory.
@@ -200,10 +223,31 @@ pub fn config_text(run_dir: &Path) -> Result<String, Error> {
     })
 }
 
-/// The origin of the run in a directory, `None` if it is not known.
-#[must_use]
-pub fn info(run_dir: &Path) -> Option<RunInfo> {
-    serde_json::from_slice(&fs::read(run_dir.join(RUN)).ok()?).ok()
+/// The origin of the run in a directory.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if its `run.json` is missing or damaged: without it nobody knows which data
+/// the run was trained on.
+pub fn info(run_dir: &Path) -> Result<RunInfo, Error> {
+    let path = run_dir.join(RUN);
+    let broken = |problem: String| Error::Checkpoint {
+        path: run_dir.to_owned(),
+        message: format!("its `{RUN}` {problem}"),
+        hint: Some("restore the file: it says which data the run was trained on".into()),
+    };
+    let bytes = fs::read(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => broken("is missing".into()),
+        _ => atomic::read("read", &path)(error),
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| broken(format!("cannot be understood: {error}")))
+}
+
+/// The route of the CPU kernels: `pulp` looks at the processor once and chooses for all of them.
+fn simd() -> String {
+    let route = format!("{:?}", pulp::Arch::new());
+    // The name of the variant, without what it holds.
+    let name = route.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+    format!("{} {name}", std::env::consts::ARCH)
 }
 
 /// Locks `<run>/lock` and writes the number of this process into it.

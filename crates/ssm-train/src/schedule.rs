@@ -68,6 +68,17 @@ impl Default for Schedule {
 }
 
 impl Schedule {
+    /// The key under `[schedule]`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Constant {} => "constant",
+            Self::Cosine { .. } => "cosine",
+            Self::Wsd { .. } => "wsd",
+            Self::EpochDecay { .. } => "epoch_decay",
+        }
+    }
+
     /// Factor on the base learning rate at `step`.
     ///
     /// `total_steps` is the length of the run and `steps_per_epoch` that of one pass over the

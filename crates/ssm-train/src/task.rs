@@ -18,8 +18,8 @@ use crate::{
     result::RunResult,
 };
 
-/// A named part of the data. The trainer passes [`Split::Valid`] while it trains and
-/// [`Split::Test`] exactly once, after the last step.
+/// A named part of the data. While it trains the trainer passes [`Split::Valid`] only; the test split
+/// is for [`Task::conclude`] and for scoring a finished run again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     /// The samples that gradients come from.

@@ -1,31 +1,29 @@
 //! The training loop.
 
+mod start;
+
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
+    module::Module,
     optim::ModuleOptimizer,
-    tensor::{Device, ExecutionError, Tensor},
+    tensor::{Device, ExecutionError},
 };
 
 use crate::{
     checkpoint::Checkpoints,
     conclusion::{Summary, conclude},
     config::Config,
-    device,
     error::Error,
-    gradients::{Accumulation, Gradient, is_host},
+    gradients::{Accumulation, Gradient},
     interrupt::Interrupt,
     logging::{EvaluationRow, MetricsLog, TrainRow},
-    optim,
     plan::{Plan, step_seed},
     position::Position,
     progress::{Progress, StepNumbers},
-    resume,
-    run_dir::{self, RunDir, RunInfo, Session},
     task::{Split, Task},
 };
 
@@ -47,7 +45,7 @@ pub struct TrainOptions {
 ///
 /// # Errors
 /// Everything of [`Error`]. After [`Error::Interrupted`] the run is saved up to the last step, after
-/// any other error up to its last checkpoint.
+/// any other error up to its last checkpoint. Before the data is read no directory is created.
 pub fn train<T: Task>(
     config: &Config<T::Config>,
     options: &TrainOptions,
@@ -57,18 +55,24 @@ pub fn train<T: Task>(
         action: "listen to".into(),
         source,
     })?;
-    let run = RunDir::open(&config.run.path(), options.resume)?;
-    let (mut trainer, mut model) = Trainer::<T>::start(config, options, &run)?;
+    let (mut trainer, run, mut model) = Trainer::<T>::start(config, options)?;
+    if trainer.is_over() {
+        tracing::info!("nothing to train: {}", trainer.why_over());
+    }
 
     while !trainer.is_over() {
         let (gradient, busy) = trainer.differentiate(&model)?;
-        model = trainer.update(model, gradient, busy)?;
-        let done = trainer.position.step;
+        let numbers;
+        (model, numbers) = trainer.update(model, gradient, busy);
+        let improved = trainer.record(&model, &numbers)?;
 
-        let improved = trainer.plan.evaluates(done) && trainer.evaluate(&model)?;
+        let done = trainer.position.step;
         let signal = interrupt.signal();
         if improved || trainer.plan.saves(done) || trainer.is_over() || signal.is_some() {
             trainer.save(&model)?;
+        }
+        if signal.is_none() && trainer.is_over() && !trainer.plan.ends(done) {
+            trainer.progress.line(format!("stopped at step {done}: {}", trainer.why_over()));
         }
         if let Some(signal) = signal {
             return Err(Error::Interrupted { signal, step: done });
@@ -76,6 +80,10 @@ pub fn train<T: Task>(
     }
 
     interrupt.end_at_once();
+    // One that came while a run that was over already was opened.
+    if let Some(signal) = interrupt.signal() {
+        return Err(Error::Interrupted { signal, step: trainer.position.step });
+    }
     let Trainer { task, position, progress, .. } = trainer;
     drop(progress);
     conclude(config, &run, &task, &model.valid(), &position)
@@ -98,91 +106,27 @@ struct Trainer<'a, T: Task> {
     pace: (Duration, f64),
 }
 
-impl<'a, T: Task> Trainer<'a, T> {
-    /// At the beginning of the run, or where its newest intact checkpoint says.
-    fn start(
-        config: &'a Config<T::Config>,
-        options: &TrainOptions,
-        run: &RunDir,
-    ) -> Result<(Self, T::Model), Error> {
-        let checkpoints = run.checkpoints();
-        let checkpoint = if options.resume { checkpoints.load_newest()? } else { None };
-        if checkpoint.is_some() {
-            let old = run_dir::config_text(run.path())?;
-            for change in resume::compare(run.path(), &old, &config.to_toml())? {
-                tracing::warn!("resuming with a changed configuration: {change}");
-            }
-        } else if options.resume {
-            tracing::warn!("no checkpoint to resume from yet; starting from the beginning");
-        }
-
-        let backend = device::resolve(&config.device.backend, config.device.index)?;
-        let device = device::open(backend, config.device.index)?.autodiff();
-        let settings = config.settings(options.data_dirs.clone());
-        let (task, mut model) =
-            T::new(&config.task, &config.data, &config.model, &settings, &device)?;
-        // Burn draws initial values when they are first used, which must be now, not after the
-        // generator was seeded for a step.
-        model.visit(&mut DrawInitialValues);
-        let plan = Plan::of(config, task.batches_per_epoch())?;
-        let mut optimizer = optim::build(&config.optim, &model, &device);
-        let mut position = Position::start(config.run.seed);
-        let mut info = RunInfo {
-            seed: config.run.seed,
-            parameters: model.num_params(),
-            data: task.describe(),
-            data_hashes: task.data_hashes(),
-            artifacts: task.artifacts(),
-            decayed_parameters: optim::decayed_parameters(&model),
-            sessions: Vec::new(),
-        };
-
-        if let Some(checkpoint) = checkpoint {
-            if let Some(old) = run_dir::info(run.path()) {
-                resume::compare_data(run.path(), &old.data_hashes, &info.data_hashes)?;
-                info.sessions = old.sessions;
-            }
-            model = checkpoint.model(model)?;
-            optimizer = checkpoint.optimizer(optimizer)?;
-            position = checkpoint.position().clone();
-            position.forget_lost_best(&checkpoints.steps()?);
-            checkpoints.point(&position)?;
-        }
-        info.sessions.push(Session::here(position.step, backend, config.device.index));
-        run.describe(&config.to_toml(), &info)?;
-        let log = MetricsLog::open(&run.metrics(), position.metrics)?;
-        tracing::info!("data: {}", info.data);
-        tracing::info!("model: {} parameters on `{backend}`", info.parameters);
-        let (dir, step) = (run.path().display(), position.step);
-        tracing::info!("run: `{dir}`, step {step} of {}", plan.total_steps);
-        let mut progress = Progress::new(plan.total_steps, position.step, options.quiet);
-        if let Some(best) = position.best {
-            progress.best(task.selection().metric, best.value);
-        }
-        let trainer = Self {
-            config,
-            on_host: is_host(&device),
-            device,
-            progress,
-            task,
-            plan,
-            optimizer,
-            checkpoints,
-            log,
-            position,
-            started: Instant::now(),
-            pace: (Duration::ZERO, 0.0),
-        };
-        if !trainer.is_over() {
-            run.remove_results()?;
-        }
-        Ok((trainer, model))
-    }
-
+impl<T: Task> Trainer<'_, T> {
     /// Whether there is nothing left to train.
     fn is_over(&self) -> bool {
-        self.position.step >= self.plan.total_steps
+        self.plan.ends(self.position.step)
             || self.position.out_of_patience(self.config.train.patience)
+    }
+
+    /// Of a run that is over.
+    fn why_over(&self) -> String {
+        let Position { step, evaluations_since_best, .. } = self.position;
+        if self.plan.ends(step) {
+            return format!("all {} steps are done", self.plan.total_steps);
+        }
+        let best = self.position.best.map(|best| format!(" since step {}", best.step));
+        let patience = self.config.train.patience.unwrap_or(evaluations_since_best);
+        let plural = if evaluations_since_best == 1 { "" } else { "s" };
+        format!(
+            "no improvement in {evaluations_since_best} evaluation{plural}{}, `train.patience` is \
+             {patience}",
+            best.unwrap_or_default()
+        )
     }
 
     /// Gradient of the next step. Random numbers are those of the step, whatever came before it.
@@ -203,13 +147,13 @@ impl<'a, T: Task> Trainer<'a, T> {
         Ok((gradient, clock.elapsed()))
     }
 
-    /// Applies a gradient and logs the step.
+    /// Applies a gradient.
     fn update(
         &mut self,
         model: T::Model,
         gradient: Gradient,
         busy: Duration,
-    ) -> Result<T::Model, Error> {
+    ) -> (T::Model, StepNumbers) {
         let clock = Instant::now();
         let step = self.position.step;
         let Plan { total_steps, steps_per_epoch, .. } = self.plan;
@@ -224,21 +168,42 @@ impl<'a, T: Task> Trainer<'a, T> {
         self.position.losses.add(loss, weight);
         self.pace.0 += busy + clock.elapsed();
         self.pace.1 += weight;
-        self.progress.step(&StepNumbers { done, loss, lr });
-        if self.plan.logs(done) {
-            let (busy, samples) = std::mem::take(&mut self.pace);
-            self.log.append(&TrainRow {
-                step: done,
-                epoch: self.plan.epoch(step),
-                split: "train",
-                loss: std::mem::take(&mut self.position.losses).mean(),
-                lr,
-                grad_norm: norm,
-                samples_per_sec: samples / busy.as_secs_f64(),
-                elapsed_secs: self.started.elapsed().as_secs_f64(),
-            })?;
+        let numbers = StepNumbers { done, loss, lr, grad_norm: norm };
+        self.progress.step(&numbers);
+        (model, numbers)
+    }
+
+    /// Logs and evaluates what is due after a step, and says whether the model is the best so far.
+    fn record(&mut self, model: &T::Model, numbers: &StepNumbers) -> Result<bool, Error> {
+        let done = numbers.done;
+        let (logs, evaluates) = (self.plan.logs(done), self.plan.evaluates(done));
+        if logs {
+            self.log_step(numbers)?;
         }
-        Ok(model)
+        let mut improved = evaluates && self.evaluate(model)?;
+        if self.plan.ends(done) && !(logs && evaluates) {
+            // The rest comes after what a longer run does here too, which goes on from this mark.
+            self.position.mark_end(self.log.end());
+            if !logs {
+                self.log_step(numbers)?;
+            }
+            improved |= !evaluates && self.evaluate(model)?;
+        }
+        Ok(improved)
+    }
+
+    fn log_step(&mut self, numbers: &StepNumbers) -> Result<(), Error> {
+        let (busy, samples) = std::mem::take(&mut self.pace);
+        self.log.append(&TrainRow {
+            step: numbers.done,
+            epoch: self.plan.epoch(numbers.done - 1),
+            split: "train",
+            loss: std::mem::take(&mut self.position.losses).mean(),
+            lr: numbers.lr,
+            grad_norm: numbers.grad_norm,
+            samples_per_sec: samples / busy.as_secs_f64(),
+            elapsed_secs: self.started.elapsed().as_secs_f64(),
+        })
     }
 
     /// Scores the model on the validation split and says whether it is the best so far.
@@ -274,7 +239,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         // The log first: a checkpoint never knows of lines that a power cut could take away.
         self.position.metrics = self.log.sync()?;
         self.checkpoints.save(model, &self.optimizer, &self.position)?;
-        self.checkpoints.prune(self.config.checkpoint.keep)
+        self.checkpoints.prune(self.config.checkpoint.keep, &self.position)
     }
 
     fn device_failed(&self, error: &ExecutionError) -> Error {
@@ -285,13 +250,5 @@ impl<'a, T: Task> Trainer<'a, T> {
                 "a smaller `train.batch_size` with `train.accumulate` needs less memory".into(),
             ),
         }
-    }
-}
-
-struct DrawInitialValues;
-
-impl ModuleVisitor for DrawInitialValues {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        param.val();
     }
 }

@@ -35,7 +35,7 @@ fn table(title: &str) -> Table {
     Table {
         title: title.into(),
         columns: vec!["model".into(), "MSE".into()],
-        rows: vec![vec!["S-Mamba".into(), "0.401".into()], vec!["last value".into(), "–".into()]],
+        rows: vec![vec!["Network".into(), "0.401".into()], vec!["last value".into(), "–".into()]],
         note: "Every test window.".into(),
     }
 }
@@ -57,7 +57,7 @@ fn full() -> RunReport {
         tables: vec![table("Test scores"), table("Scores by variate")],
         figures: vec![
             lines("Loss", vec![series("train", &curve), series("validation", &curve[..9])]),
-            bars(&["temp", "wind"], vec![series("S-Mamba", &[(0.0, 0.1), (1.0, 0.8)])]),
+            bars(&["temp", "wind"], vec![series("Network", &[(0.0, 0.1), (1.0, 0.8)])]),
             Figure::Panels {
                 title: "Windows".into(),
                 panels: vec![lines("one", vec![series("truth", &curve)]); 3],
@@ -101,7 +101,7 @@ fn the_page_has_its_parts_in_order() {
         "<dl class=\"long\">",
         "<h2>Test scores</h2>",
         "<th scope=\"col\" class=\"n\">MSE</th>",
-        "<td>S-Mamba</td><td class=\"n\">0.401</td>",
+        "<td>Network</td><td class=\"n\">0.401</td>",
         "<p class=\"note\">Every test window.</p>",
         "<h2>Loss</h2>",
         "<h2>By variate</h2>",
@@ -131,7 +131,7 @@ fn every_drawing_is_named_for_those_who_cannot_see_it() {
         assert!(names.split(' ').all(|name| ids.contains(&name)), "{names}");
     }
     assert!(page.contains("loss over step from 0 to 49. train from 1 to 0.02; validation from 1"));
-    assert!(page.contains("MSE of 2 categories: S-Mamba between 0.1 and 0.8."));
+    assert!(page.contains("MSE of 2 categories: Network between 0.1 and 0.8."));
 }
 
 #[test]
@@ -369,7 +369,7 @@ fn the_terminal_table_is_plain_text() {
         "Test scores\n\n\
          model         MSE\n\
          ----------  -----\n\
-         S-Mamba     0.401\n\
+         Network     0.401\n\
          last value      –\n\n\
          Every test window.\n"
     );

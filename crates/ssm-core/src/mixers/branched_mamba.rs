@@ -7,7 +7,7 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Bool, Tensor},
+    tensor::{Bool, FloatDType, Tensor},
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ use crate::{
     init::{Init, a_log_s4d_real, dt_bias},
     ops::{
         causal_conv1d::{ConvArgs, causal_conv1d},
-        linear::{linear, linear_part},
+        linear::{linear, linear_loose, linear_split},
         selective_scan::{ScanArgs, selective_scan},
     },
     order::ScanOrder,
@@ -32,16 +32,19 @@ pub struct BranchConfig {
     pub d_conv: usize,
     /// `d_inner / d_model`, at least 1. Default 2.
     pub expand: usize,
-    /// Rank of the projection of the step size, at least 1. Default `ceil(d_model / 16)`.
+    /// Rank of the projection of the step size, 1 to `d_inner`. Default `ceil(d_model / 16)`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dt_rank: Option<usize>,
     /// Smallest initial step size, above 0. Default 0.001.
     pub dt_min: f64,
-    /// Largest initial step size, above `dt_min`. Default 0.1.
+    /// Largest initial step size, above `dt_min`, at most 1000. Default 0.1.
     pub dt_max: f64,
-    /// Floor of the initial step size, above 0. Default 1e-4.
+    /// Floor of the initial step size, above 0, at most 1000. Default 1e-4.
     pub dt_init_floor: f64,
 }
+
+/// A state forgets everything in much shorter steps; far above it the bias is no f32 any more.
+const DT_LIMIT: f64 = 1000.0;
 
 impl Default for BranchConfig {
     fn default() -> Self {
@@ -58,26 +61,46 @@ impl Default for BranchConfig {
 }
 
 impl BranchConfig {
-    fn validate(&self) -> Result<(), MixerError> {
+    /// The rank in use: given, or `ceil(d_model / 16)`.
+    fn dt_rank(&self, d_model: usize) -> usize {
+        self.dt_rank.unwrap_or(d_model.div_ceil(16))
+    }
+
+    fn validate(&self, d_model: usize) -> Result<(), MixerError> {
         require((1..=4096).contains(&self.d_state), "branch.d_state", self.d_state, "1 to 4096")?;
         require((1..=64).contains(&self.d_conv), "branch.d_conv", self.d_conv, "1 to 64")?;
         require((1..=64).contains(&self.expand), "branch.expand", self.expand, "1 to 64")?;
-        require(self.dt_rank != Some(0), "branch.dt_rank", 0, "at least 1, or absent")?;
+        let (rank, d_inner) = (self.dt_rank(d_model), self.expand * d_model);
+        require((1..=d_inner).contains(&rank), "branch.dt_rank", rank, &format!("1 to {d_inner}"))?;
         require(self.dt_min > 0.0, "branch.dt_min", self.dt_min, "a number above 0")?;
         require(
-            self.dt_max > self.dt_min && self.dt_max.is_finite(),
+            self.dt_max > self.dt_min && self.dt_max <= DT_LIMIT,
             "branch.dt_max",
             self.dt_max,
-            &format!("a number above `branch.dt_min` = {}", self.dt_min),
+            &format!("a number above `branch.dt_min` = {}, at most {DT_LIMIT}", self.dt_min),
         )?;
-        let floor = self.dt_init_floor;
-        require(floor > 0.0, "branch.dt_init_floor", floor, "a number above 0")
+        require(
+            self.dt_init_floor > 0.0 && self.dt_init_floor <= DT_LIMIT,
+            "branch.dt_init_floor",
+            self.dt_init_floor,
+            &format!("a number above 0, at most {DT_LIMIT}"),
+        )
+    }
+
+    /// Number of parameters of a mixer with two such branches.
+    fn n_params(&self, d_model: usize) -> usize {
+        let (d_inner, dt_rank) = (self.expand * d_model, self.dt_rank(d_model));
+        let conv1d = d_inner * (self.d_conv + 1);
+        let x_proj = d_inner * (dt_rank + 2 * self.d_state);
+        let dt_proj = (dt_rank + 1) * d_inner;
+        let a_log_and_d = d_inner * (self.d_state + 1);
+        3 * d_model * d_inner + 2 * (conv1d + x_proj + dt_proj + a_log_and_d)
     }
 
     /// One branch as the official code of Mamba initialises its only one.
     fn init_branch(&self, d_model: usize, init: &mut Init) -> Branch {
         let d_inner = self.expand * d_model;
-        let dt_rank = self.dt_rank.unwrap_or(d_model.div_ceil(16));
+        let dt_rank = self.dt_rank(d_model);
         let conv_bound = (self.d_conv as f64).powf(-0.5);
         let dt_bound = (dt_rank as f64).powf(-0.5);
         let conv_weight = init.uniform([d_inner, 1, self.d_conv], -conv_bound, conv_bound);
@@ -140,9 +163,14 @@ impl SrMambaConfig {
     ///
     /// # Errors
     /// The first field out of its range.
-    pub fn validate(&self, _d_model: usize) -> Result<(), MixerError> {
+    pub fn validate(&self, d_model: usize) -> Result<(), MixerError> {
         require((1..=1 << 20).contains(&self.rate), "rate", self.rate, "1 to 1048576")?;
-        self.branch.validate()
+        self.branch.validate(d_model)
+    }
+
+    /// Number of parameters of a valid configuration.
+    pub fn n_params(&self, d_model: usize) -> usize {
+        self.branch.n_params(d_model)
     }
 
     /// A mixer with freshly drawn parameters.
@@ -169,8 +197,13 @@ impl BiMambaConfig {
     ///
     /// # Errors
     /// The first field out of its range.
-    pub fn validate(&self, _d_model: usize) -> Result<(), MixerError> {
-        self.branch.validate()
+    pub fn validate(&self, d_model: usize) -> Result<(), MixerError> {
+        self.branch.validate(d_model)
+    }
+
+    /// Number of parameters of a valid configuration.
+    pub fn n_params(&self, d_model: usize) -> usize {
+        self.branch.n_params(d_model)
     }
 
     /// A mixer with freshly drawn parameters.
@@ -206,12 +239,7 @@ impl BranchedMamba {
         let [_, seq_len, _] = x.dims();
         let [_, d_inner_twice] = self.in_proj.weight.dims();
         let d_inner = d_inner_twice / 2;
-        // Views of the weight cost nothing, cutting the activations would copy them.
-        let half = |from: usize, x: Tensor<3>| {
-            linear_part(self.in_proj.weight.val().narrow(1, from, d_inner), None, x)
-        };
-        let z = half(d_inner, x.clone());
-        let x = half(0, x);
+        let [x, z] = linear_split(&self.in_proj, x, [d_inner; 2]);
         let (x_b, z_b) = (self.order.apply(x.clone()), self.order.apply(z.clone()));
         let y_b = self.order.undo(self.branch_b.forward(x_b, z_b), seq_len);
         self.branch.forward(x, z) + y_b
@@ -252,14 +280,12 @@ impl Branch {
             initial_state: None,
             resets: None,
         });
-        let dbc = linear(&self.x_proj, u.clone()); // [batch, seq_len, dt_rank + 2 * d_state]
-        let dt = dbc.clone().narrow(2, 0, dt_rank);
-        let b = dbc.clone().narrow(2, dt_rank, d_state);
-        let c = dbc.narrow(2, dt_rank + d_state, d_state);
+        let [dt, b, c] = linear_split(&self.x_proj, u.clone(), [dt_rank, d_state, d_state]);
         let out = selective_scan(ScanArgs {
             u,
-            delta: linear_part(self.dt_proj.weight.val(), None, dt),
-            a: -self.a_log.val().exp(),
+            delta: linear_loose(self.dt_proj.weight.val(), None, dt),
+            // In f32 for any dtype of the weights, as in `mamba.rs`.
+            a: -self.a_log.val().cast(FloatDType::F32).exp(),
             b,
             c,
             d: Some(self.d.val()),

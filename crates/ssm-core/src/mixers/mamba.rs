@@ -6,7 +6,7 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Bool, Tensor},
+    tensor::{Bool, DType, FloatDType, Tensor},
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use crate::{
     init::{Init, a_log_s4d_real, dt_bias},
     ops::{
         causal_conv1d::{self, ConvArgs, causal_conv1d},
-        linear::{linear, linear_part},
+        linear::{linear, linear_loose, linear_split},
         selective_scan::{ScanArgs, selective_scan},
     },
 };
@@ -30,20 +30,23 @@ pub struct MambaConfig {
     pub d_conv: usize,
     /// `d_inner / d_model`, at least 1. Default 2 (paper, section 3.4).
     pub expand: usize,
-    /// Rank of the projection of the step size, at least 1. Default `ceil(d_model / 16)`.
+    /// Rank of the projection of the step size, 1 to `d_inner`. Default `ceil(d_model / 16)`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dt_rank: Option<usize>,
     /// Smallest initial step size, above 0. Default 0.001 (paper, section 3.6).
     pub dt_min: f64,
-    /// Largest initial step size, above `dt_min`. Default 0.1 (paper, section 3.6).
+    /// Largest initial step size, above `dt_min`, at most 1000. Default 0.1 (paper, section 3.6).
     pub dt_max: f64,
-    /// Floor of the initial step size, above 0. Default 1e-4 (official code).
+    /// Floor of the initial step size, above 0, at most 1000. Default 1e-4 (official code).
     pub dt_init_floor: f64,
     /// Whether the convolution has a bias. Default true (official code).
     pub conv_bias: bool,
     /// Whether the in- and out-projections have biases. Default false (official code).
     pub bias: bool,
 }
+
+/// A state forgets everything in much shorter steps; far above it the bias is no f32 any more.
+const DT_LIMIT: f64 = 1000.0;
 
 impl Default for MambaConfig {
     fn default() -> Self {
@@ -72,23 +75,41 @@ impl MambaConfig {
         self.dt_rank.unwrap_or(d_model.div_ceil(16))
     }
 
+    /// Number of parameters of a valid configuration.
+    pub fn n_params(&self, d_model: usize) -> usize {
+        let (d_inner, dt_rank) = (self.d_inner(d_model), self.dt_rank(d_model));
+        let in_proj = (d_model + usize::from(self.bias)) * 2 * d_inner;
+        let conv1d = d_inner * (self.d_conv + usize::from(self.conv_bias));
+        let x_proj = d_inner * (dt_rank + 2 * self.d_state);
+        let dt_proj = (dt_rank + 1) * d_inner;
+        let a_log_and_d = d_inner * (self.d_state + 1);
+        let out_proj = (d_inner + usize::from(self.bias)) * d_model;
+        in_proj + conv1d + x_proj + dt_proj + a_log_and_d + out_proj
+    }
+
     /// Checks the values.
     ///
     /// # Errors
     /// The first field out of its range.
-    pub fn validate(&self, _d_model: usize) -> Result<(), MixerError> {
+    pub fn validate(&self, d_model: usize) -> Result<(), MixerError> {
         require((1..=4096).contains(&self.d_state), "d_state", self.d_state, "1 to 4096")?;
         require((1..=64).contains(&self.d_conv), "d_conv", self.d_conv, "1 to 64")?;
         require((1..=64).contains(&self.expand), "expand", self.expand, "1 to 64")?;
-        require(self.dt_rank != Some(0), "dt_rank", 0, "at least 1, or absent")?;
+        let (rank, d_inner) = (self.dt_rank(d_model), self.d_inner(d_model));
+        require((1..=d_inner).contains(&rank), "dt_rank", rank, &format!("1 to {d_inner}"))?;
         require(self.dt_min > 0.0, "dt_min", self.dt_min, "a number above 0")?;
         require(
-            self.dt_max > self.dt_min && self.dt_max.is_finite(),
+            self.dt_max > self.dt_min && self.dt_max <= DT_LIMIT,
             "dt_max",
             self.dt_max,
-            &format!("a number above `dt_min` = {}", self.dt_min),
+            &format!("a number above `dt_min` = {}, at most {DT_LIMIT}", self.dt_min),
         )?;
-        require(self.dt_init_floor > 0.0, "dt_init_floor", self.dt_init_floor, "a number above 0")
+        require(
+            self.dt_init_floor > 0.0 && self.dt_init_floor <= DT_LIMIT,
+            "dt_init_floor",
+            self.dt_init_floor,
+            &format!("a number above 0, at most {DT_LIMIT}"),
+        )
     }
 
     /// A mixer with freshly drawn parameters, as the official code initialises them: linear layers
@@ -157,7 +178,8 @@ pub struct Mamba {
 /// What [`Mamba`] carries from step to step.
 #[derive(Clone, Debug)]
 pub struct MambaState {
-    /// Last `d_conv - 1` inputs of the convolution, oldest first, `[batch, d_conv - 1, d_inner]`.
+    /// Last `d_conv - 1` inputs of the convolution, oldest first, `[batch, d_conv - 1, d_inner]`,
+    /// in the dtype of the activations.
     pub conv: Tensor<3>,
     /// `[batch, d_inner, d_state]`, f32
     pub ssm: Tensor<3>,
@@ -178,15 +200,7 @@ impl Mamba {
         let [d_inner, d_state] = self.a_log.dims();
         let [dt_rank, _] = self.dt_proj.weight.dims();
 
-        // The two halves of the weight are applied one by one: a view of the weight costs nothing,
-        // cutting the activations would copy them, and fill them with zeros in the backward pass.
-        let half = |from: usize, x: Tensor<3>| {
-            let weight = self.in_proj.weight.val().narrow(1, from, d_inner);
-            let bias = self.in_proj.bias.as_ref().map(|bias| bias.val().narrow(0, from, d_inner));
-            linear_part(weight, bias, x)
-        };
-        let z = half(d_inner, x.clone()); // [batch, seq_len, d_inner]
-        let x = half(0, x); // [batch, seq_len, d_inner]
+        let [x, z] = linear_split(&self.in_proj, x, [d_inner; 2]); // [batch, seq_len, d_inner]
 
         let u = causal_conv1d(ConvArgs {
             x: x.clone(),
@@ -197,17 +211,15 @@ impl Mamba {
             resets: resets.clone(),
         }); // [batch, seq_len, d_inner]
 
-        let dbc = linear(&self.x_proj, u.clone()); // [batch, seq_len, dt_rank + 2 * d_state]
-        let dt = dbc.clone().narrow(2, 0, dt_rank);
-        let b = dbc.clone().narrow(2, dt_rank, d_state);
-        let c = dbc.narrow(2, dt_rank + d_state, d_state);
+        let [dt, b, c] = linear_split(&self.x_proj, u.clone(), [dt_rank, d_state, d_state]);
         // The bias of `dt_proj` is added inside the scan, before softplus.
-        let delta = linear_part(self.dt_proj.weight.val(), None, dt); // [batch, seq_len, d_inner]
+        let delta = linear_loose(self.dt_proj.weight.val(), None, dt); // [batch, seq_len, d_inner]
 
         let out = selective_scan(ScanArgs {
             u,
             delta,
-            a: -self.a_log.val().exp(),
+            // In f32 for any dtype of the weights: a decay close to 1 has no room for rounding.
+            a: -self.a_log.val().cast(FloatDType::F32).exp(),
             b,
             c,
             d: Some(self.d.val()),
@@ -235,10 +247,11 @@ impl Mixer for Mamba {
 
     fn init_state(&self, batch: usize) -> Result<MambaState, MixerError> {
         let [d_inner, d_state] = self.a_log.dims();
-        let device = self.a_log.val().device();
+        let in_proj = self.in_proj.weight.val();
+        let (device, dtype) = (in_proj.device(), in_proj.dtype());
         Ok(MambaState {
-            conv: Tensor::zeros([batch, self.d_conv() - 1, d_inner], &device),
-            ssm: Tensor::zeros([batch, d_inner, d_state], &device),
+            conv: Tensor::zeros([batch, self.d_conv() - 1, d_inner], (&device, dtype)),
+            ssm: Tensor::zeros([batch, d_inner, d_state], (&device, DType::F32)),
         })
     }
 

@@ -126,6 +126,11 @@ macro_rules! mixers {
                 match self { $(Self::$name(config) => config.validate(d_model),)+ }
             }
 
+            /// Number of parameters of a valid configuration.
+            pub fn n_params(&self, d_model: usize) -> usize {
+                match self { $(Self::$name(config) => config.n_params(d_model),)+ }
+            }
+
             /// A mixer with freshly drawn parameters.
             pub fn init(&self, d_model: usize, init: &mut Init) -> AnyMixer {
                 match self { $(Self::$name(config) => AnyMixer::$name(config.init(d_model, init)),)+ }

@@ -1,9 +1,10 @@
-//! Modules around mixers: blocks, stacks, both directions, other orders, attention pooling. Know mixers only through their trait.
+//! Modules around mixers: blocks, stacks, both directions, other orders, attention pooling, dropout. Know mixers only through their trait.
 
 mod attention_pool;
 mod backbone;
 mod bidirectional;
 mod block;
+mod dropout;
 mod mlp;
 mod reordered;
 
@@ -12,6 +13,7 @@ pub use self::{
     backbone::{Backbone, BackboneConfig, BackboneState},
     bidirectional::{Bidirectional, BidirectionalConfig, Merge},
     block::{Block, BlockConfig},
+    dropout::dropout,
     mlp::{Mlp, MlpConfig},
     reordered::{Reordered, ReorderedConfig},
 };

@@ -1,6 +1,6 @@
 //! Output buffers that several threads fill, each its own parts.
 
-use std::marker::PhantomData;
+use std::{marker::PhantomData, mem::MaybeUninit};
 
 /// A slice that threads may write at the same time as long as their parts do not overlap.
 pub(crate) struct Disjoint<'a> {
@@ -19,6 +19,11 @@ impl<'a> Disjoint<'a> {
         Self { start: values.as_mut_ptr(), len: values.len(), owner: PhantomData }
     }
 
+    /// Memory that is not written yet; only [`tile`](Self::tile) may be used on it.
+    pub(crate) fn unwritten(values: &'a mut [MaybeUninit<f32>]) -> Self {
+        Self { start: values.as_mut_ptr().cast(), len: values.len(), owner: PhantomData }
+    }
+
     /// The part `start..start + len`.
     ///
     /// # Safety
@@ -31,5 +36,24 @@ impl<'a> Disjoint<'a> {
         assert!(start <= self.len && len <= self.len - start, "part outside of the buffer");
         // SAFETY: inside the buffer by the assertion, unique by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+
+    /// Start of a tile of `[rows, cols]` at `start`, rows `stride` apart.
+    ///
+    /// # Safety
+    /// As for [`slice`](Self::slice), for the tile's elements.
+    ///
+    /// # Panics
+    /// If the tile does not lie inside the slice.
+    pub(crate) unsafe fn tile(
+        &self,
+        start: usize,
+        [rows, cols]: [usize; 2],
+        stride: usize,
+    ) -> *mut f32 {
+        let end = start + (rows - 1) * stride + cols;
+        assert!(cols <= stride && end <= self.len, "tile outside of the buffer");
+        // SAFETY: inside the buffer by the assertion.
+        unsafe { self.start.add(start) }
     }
 }

@@ -4,11 +4,14 @@
 //! |---|---|---|---|---|
 //! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd.rs` | hand-written, one launch |
 //! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | hand-written, one launch |
+//! | [`linear`] | - | Burn's matmul | `cpu.rs` | hand-written |
 //! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | hand-written |
 //!
-//! Each op is written three times and proved pairwise: `host` (plain slices, f64), `reference`
-//! (tensors, ordinary autodiff) and the kernel of a device. May import Burn; nothing of this crate.
+//! Each op with a kernel is written three times and proved pairwise: `host` (plain slices, f64),
+//! `reference` (tensors, ordinary autodiff; for `pointwise` Burn's function of the same name) and the
+//! kernel of a device. May import Burn; nothing of this crate.
 
+mod autodiff;
 pub mod causal_conv1d;
 mod disjoint;
 pub mod linear;

@@ -2,7 +2,7 @@
 
 use burn::{
     backend::{Backend, ExtensionType, tensor::FloatTensor},
-    tensor::Tensor,
+    tensor::{Shape, Tensor},
 };
 
 /// An optional tensor, in a form that `#[backend_extension]` can translate between backends
@@ -60,9 +60,9 @@ pub(crate) trait HostBackend: Backend {
     fn values(tensor: FloatTensor<Self>) -> Self::Values;
 
     /// A tensor of the dtype of `like`, on its device.
-    fn tensor<const D: usize>(
+    fn tensor(
         values: Vec<f32>,
-        shape: [usize; D],
+        shape: impl Into<Shape>,
         like: &FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
@@ -86,7 +86,7 @@ pub(crate) trait HostBackend: Backend {
 mod flex {
     use burn::{
         backend::Flex,
-        tensor::{DType, TensorData},
+        tensor::{DType, Shape, TensorData},
     };
     use burn_flex::FlexTensor;
 
@@ -113,11 +113,7 @@ mod flex {
             FlexValues(FlexTensor::from_data(tensor.into_data().convert::<f32>()))
         }
 
-        fn tensor<const D: usize>(
-            values: Vec<f32>,
-            shape: [usize; D],
-            like: &FlexTensor,
-        ) -> FlexTensor {
+        fn tensor(values: Vec<f32>, shape: impl Into<Shape>, like: &FlexTensor) -> FlexTensor {
             let data = TensorData::new(values, shape);
             match like.dtype() {
                 DType::F32 => FlexTensor::from_data(data),
@@ -144,7 +140,7 @@ mod flex {
 mod ndarray {
     use burn::{
         backend::{TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor},
-        tensor::{TensorData, read_sync},
+        tensor::{Shape, TensorData, read_sync},
     };
 
     use super::HostBackend;
@@ -165,9 +161,9 @@ mod ndarray {
             data.convert::<f32>().try_into_vec().expect("f32 data")
         }
 
-        fn tensor<const D: usize>(
+        fn tensor(
             values: Vec<f32>,
-            shape: [usize; D],
+            shape: impl Into<Shape>,
             like: &FloatTensor<Self>,
         ) -> FloatTensor<Self> {
             let data = TensorData::new(values, shape).convert_dtype(like.dtype());

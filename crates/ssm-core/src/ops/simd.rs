@@ -65,6 +65,11 @@ impl<S: Simd> Lanes<S> {
     #[inline(always)]
     pub(crate) fn exp2(self, x: S::f32s) -> S::f32s {
         let simd = self.simd;
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = (&simd as &dyn std::any::Any).downcast_ref::<pulp::x86::V4>() {
+            // `S` is V4, so the two casts are between equal types.
+            return same(exp2_avx512(*simd, same(x)));
+        }
         // A NaN in the second operand survives x86's min and max, in the first it would be lost.
         let x = simd.max_f32s(self.splat(-126.0), x);
         let x = simd.min_f32s(self.splat(127.0), x);
@@ -145,6 +150,38 @@ impl<S: Simd> Lanes<S> {
         let log = self.fma(self.mul(s2, q), p, s2);
         (self.add(self.simd.max_f32s(zero, x), log), sigmoid)
     }
+}
+
+/// A value of a type that generic code cannot see to be the other type.
+///
+/// # Panics
+/// If the types differ; compiled away where they are equal.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn same<T: Copy + 'static, U: Copy + 'static>(value: T) -> U {
+    use std::any::TypeId;
+    assert_eq!(TypeId::of::<T>(), TypeId::of::<U>());
+    // SAFETY: it is one type.
+    unsafe { std::mem::transmute_copy(&value) }
+}
+
+/// [`Lanes::exp2`] where the processor rounds and scales by a power of two in one instruction each.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn exp2_avx512(simd: pulp::x86::V4, x: pulp::f32x16) -> pulp::f32x16 {
+    let m = Lanes { simd };
+    // The same range as elsewhere, so that a result does not depend on the instruction set more than
+    // by rounding.
+    let x = simd.max_f32s(m.splat(-126.0), x);
+    let x = simd.min_f32s(m.splat(127.0), x);
+    let n: pulp::f32x16 = pulp::cast(simd.avx512f._mm512_roundscale_ps::<0>(pulp::cast(x)));
+    let f = m.sub(x, n);
+    let mut p = m.splat(EXP2[5]);
+    for k in (0..5).rev() {
+        p = m.fma(p, f, m.splat(EXP2[k]));
+    }
+    p = m.fma(p, f, m.splat(1.0));
+    pulp::cast(simd.avx512f._mm512_scalef_ps(pulp::cast(p), pulp::cast(n)))
 }
 
 /// Working memory of one thread, aligned to cache lines so that no register load splits one.

@@ -3,7 +3,7 @@
 //! A data set names a relative file such as `timeseries/ETTh1.csv`. It is looked for below each
 //! data directory in order (`--data-dir`, then `SSM_DATA`, then `data/`), as named and by its last
 //! part alone, plain or with `.gz`. Nothing is ever downloaded: a missing file is an error that
-//! says what to put where.
+//! says what to put where, and so is a named directory that does not exist.
 
 use std::{
     fs,
@@ -32,7 +32,7 @@ pub struct KnownSet {
     pub licence: &'static str,
     /// Page to get the file from.
     pub origin: &'static str,
-    /// SHA-256 of the uncompressed file, where it could be checked.
+    /// SHA-256 of the uncompressed file; `None` where no copy with a known origin was at hand.
     pub sha256: Option<&'static str>,
 }
 
@@ -73,12 +73,13 @@ impl DataFile {
 /// warning, not an error.
 ///
 /// # Errors
-/// [`Error::Data`] if it is at none of the places, or is no valid gzip file; [`Error::Io`] if it
-/// cannot be read.
+/// [`Error::Data`] if it is at none of the places, if it is no valid gzip file, or if a directory other
+/// than [`DEFAULT_DIR`] does not exist; [`Error::Io`] if it cannot be read.
 pub fn read_known(set: &KnownSet, dirs: &[PathBuf]) -> Result<DataFile, Error> {
+    check_dirs(dirs)?;
     let places = places(set.file, dirs);
     let Some(path) = places.iter().find(|path| path.is_file()) else {
-        let target = dirs.first().map_or_else(|| PathBuf::from("data"), PathBuf::clone);
+        let target = dirs.first().map_or_else(|| PathBuf::from(DEFAULT_DIR), PathBuf::clone);
         let name = set.file.rsplit('/').next().unwrap_or(set.file);
         return Err(not_found(
             set.file,
@@ -111,6 +112,7 @@ pub fn read_known(set: &KnownSet, dirs: &[PathBuf]) -> Result<DataFile, Error> {
 /// # Errors
 /// As [`read_known`].
 pub fn read_named(name: &str, dirs: &[PathBuf]) -> Result<DataFile, Error> {
+    check_dirs(dirs)?;
     let mut candidates = vec![PathBuf::from(name), PathBuf::from(format!("{name}.gz"))];
     if Path::new(name).is_relative() {
         candidates.extend(places(name, dirs));
@@ -130,7 +132,8 @@ pub fn read_named(name: &str, dirs: &[PathBuf]) -> Result<DataFile, Error> {
 /// Reads one file; gzip is recognised by its first two bytes.
 ///
 /// # Errors
-/// [`Error::Io`] if it cannot be read, [`Error::Data`] if it is a damaged gzip file.
+/// [`Error::Io`] if it cannot be read, [`Error::Data`] if it is a damaged gzip file or one that unpacks to
+/// more than 4 GiB.
 pub fn read(path: &Path) -> Result<DataFile, Error> {
     let stored = fs::read(path).map_err(|source| Error::Io {
         path: path.to_owned(),
@@ -138,21 +141,59 @@ pub fn read(path: &Path) -> Result<DataFile, Error> {
         source,
     })?;
     let bytes = if stored.starts_with(&[0x1f, 0x8b]) {
-        let mut bytes = Vec::new();
-        MultiGzDecoder::new(stored.as_slice()).read_to_end(&mut bytes).map_err(|reason| {
-            Error::Data {
-                path: path.to_owned(),
-                message: format!("not a valid gzip file: {reason}"),
-                hint: Some("get the file again: a download may have been cut off".to_owned()),
+        let wrong = |message: String, hint: &str| Error::Data {
+            path: path.to_owned(),
+            message,
+            hint: Some(hint.to_owned()),
+        };
+        match read_at_most(MultiGzDecoder::new(stored.as_slice()), UNPACKED_MAX) {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => {
+                return Err(wrong(
+                    format!("unpacks to more than {UNPACKED_MAX} bytes"),
+                    "unpack it: plain files may be of any size",
+                ));
             }
-        })?;
-        bytes
+            Err(reason) => {
+                return Err(wrong(
+                    format!("not a valid gzip file: {reason}"),
+                    "get the file again: a download may have been cut off",
+                ));
+            }
+        }
     } else {
         stored
     };
     let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(DataFile { path: path.to_owned(), bytes, sha256 })
 }
+
+/// Bytes that a compressed file may unpack to: twenty times the largest published set. A few megabytes
+/// can be made to unpack to more than any memory holds.
+pub(crate) const UNPACKED_MAX: u64 = 4 << 30;
+
+/// Everything that `reader` has, or nothing if that is more than `limit` bytes.
+pub(crate) fn read_at_most(reader: impl Read, limit: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    reader.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= limit).then_some(bytes))
+}
+
+/// Fails for a data directory that somebody named and that is not there: it was meant to hold
+/// something. [`DEFAULT_DIR`] is nobody's choice and may be missing.
+fn check_dirs(dirs: &[PathBuf]) -> Result<(), Error> {
+    match dirs.iter().find(|dir| *dir != Path::new(DEFAULT_DIR) && !dir.is_dir()) {
+        Some(dir) => Err(Error::Data {
+            path: dir.clone(),
+            message: "data directory not found".to_owned(),
+            hint: Some("correct --data-dir or SSM_DATA, whichever names it".to_owned()),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The data directory that is searched when none is named, and after those that are.
+pub const DEFAULT_DIR: &str = "data";
 
 /// Every place where `name` may lie, in order of preference.
 fn places(name: &str, dirs: &[PathBuf]) -> Vec<PathBuf> {
@@ -216,6 +257,7 @@ mod tests {
         for place in ["timeseries/toy.csv", "timeseries/toy.csv.gz", "toy.csv", "toy.csv.gz"] {
             let dir = tempfile::tempdir().unwrap();
             let (first, second) = (dir.path().join("first"), dir.path().join("second"));
+            fs::create_dir(&first).unwrap();
             let stored = if place.ends_with(".gz") { gzip(b"a,b\n") } else { b"a,b\n".to_vec() };
             put(&second.join(place), &stored);
             let file = read_known(&SET, &[first, second.clone()]).unwrap();
@@ -249,15 +291,44 @@ mod tests {
 
     #[test]
     fn a_missing_file_says_what_to_put_where() {
-        let error = read_known(&SET, &[PathBuf::from("x"), PathBuf::from("y")]).unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let x = dir.path().display();
+        // `data` may be missing; tests run in the directory of the package, which has none.
+        let dirs = [dir.path().to_owned(), PathBuf::from("data")];
         assert_eq!(
-            error.report(),
-            "error: `timeseries/toy.csv`: data file not found; searched \
-             `x/timeseries/toy.csv`, `x/timeseries/toy.csv.gz`, `x/toy.csv`, `x/toy.csv.gz`, \
-             `y/timeseries/toy.csv`, `y/timeseries/toy.csv.gz`, `y/toy.csv`, `y/toy.csv.gz`\n\
-             hint: get `toy.csv` from https://example.org/toy and put it, plain or as .gz, at \
-             `x/timeseries/toy.csv`, or name its directory by --data-dir or SSM_DATA"
+            read_known(&SET, &dirs).unwrap_err().report(),
+            format!(
+                "error: `timeseries/toy.csv`: data file not found; searched \
+                 `{x}/timeseries/toy.csv`, `{x}/timeseries/toy.csv.gz`, `{x}/toy.csv`, \
+                 `{x}/toy.csv.gz`, `data/timeseries/toy.csv`, `data/timeseries/toy.csv.gz`, \
+                 `data/toy.csv`, `data/toy.csv.gz`\n\
+                 hint: get `toy.csv` from https://example.org/toy and put it, plain or as .gz, at \
+                 `{x}/timeseries/toy.csv`, or name its directory by --data-dir or SSM_DATA"
+            )
         );
+    }
+
+    #[test]
+    fn a_named_directory_that_does_not_exist_is_refused_wherever_the_file_is() {
+        let dir = tempfile::tempdir().unwrap();
+        put(&dir.path().join("toy.csv"), b"here");
+        let dirs = [PathBuf::from("mistyped"), dir.path().to_owned()];
+        let file = dir.path().join("toy.csv");
+        for error in [read_known(&SET, &dirs), read_named(file.to_str().unwrap(), &dirs)] {
+            assert_eq!(
+                error.unwrap_err().report(),
+                "error: `mistyped`: data directory not found\n\
+                 hint: correct --data-dir or SSM_DATA, whichever names it"
+            );
+        }
+    }
+
+    #[test]
+    fn unpacking_stops_at_the_limit() {
+        let packed = gzip(&[0; 5000]);
+        let unpack = |limit| read_at_most(MultiGzDecoder::new(packed.as_slice()), limit).unwrap();
+        assert_eq!(unpack(5000).map(|bytes| bytes.len()), Some(5000));
+        assert_eq!(unpack(4999), None);
     }
 
     #[test]

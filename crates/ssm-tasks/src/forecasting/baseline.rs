@@ -28,6 +28,17 @@ pub enum BaselineKind {
 }
 
 impl BaselineKind {
+    /// Number of parameters.
+    pub(super) fn n_params(self, task: &ForecastingTask) -> usize {
+        let windows = task.windows();
+        match self {
+            Self::LastValue => 0,
+            Self::DLinear => {
+                DLinearConfig::default().n_params(windows.lookback_len(), windows.pred_len())
+            }
+        }
+    }
+
     /// Name in configurations and tables.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -66,18 +77,17 @@ const PATIENCE: u32 = 3;
 /// Trains [`DLinear`] on the training windows, the way S-Mamba's protocol trains any model: Adam on
 /// the mean squared error, the batch size of the run, the rate halved per epoch, the weights with
 /// the best validation error kept, at most 20 epochs.
+///
+/// # Errors
+/// [`Error::Device`] if the device fails, [`Error::Data`] if no epoch has a finite validation error.
 fn train_dlinear(task: &ForecastingTask) -> Result<DLinear, Error> {
     let device = task.device().clone().autodiff();
     let windows = task.windows();
     let mut init = Init::new(task.settings().seed, &device);
-    let mut model = DLinearConfig::default().init(
-        windows.lookback_len(),
-        windows.pred_len(),
-        &mut init,
-        &device,
-    );
+    let config = DLinearConfig::default();
+    let mut model = config.init(windows.lookback_len(), windows.pred_len(), &mut init);
     let mut optimizer = AdamConfig::new().with_epsilon(1e-8).init();
-    let mut best = (f64::INFINITY, model.valid());
+    let mut best: Option<(f64, DLinear)> = None;
     let mut waited = 0;
     for epoch in 0..MAX_EPOCHS {
         let lr = LR * 0.5_f64.powi(epoch.saturating_sub(1) as i32);
@@ -94,8 +104,9 @@ fn train_dlinear(task: &ForecastingTask) -> Result<DLinear, Error> {
         let scores =
             task.score(Split::Valid, &candidate.device(), |input| candidate.forward(input))?;
         tracing::info!("baseline dlinear: epoch {}, validation mse {:.4}", epoch + 1, scores.mse());
-        if scores.mse() < best.0 {
-            best = (scores.mse(), candidate);
+        let better = best.as_ref().is_none_or(|(mse, _)| scores.mse() < *mse);
+        if scores.mse().is_finite() && better {
+            best = Some((scores.mse(), candidate));
             waited = 0;
         } else {
             waited += 1;
@@ -104,5 +115,11 @@ fn train_dlinear(task: &ForecastingTask) -> Result<DLinear, Error> {
             }
         }
     }
-    Ok(best.1)
+    best.map(|(_, model)| model).ok_or_else(|| {
+        // Weights that were never trained must not pass for a trained baseline.
+        let message = "baseline `dlinear`: the validation error of no epoch is finite";
+        let hint = "look for extreme values in the data, or leave `dlinear` out of \
+                    `task.forecasting.baselines`";
+        task.data_error(message, hint)
+    })
 }

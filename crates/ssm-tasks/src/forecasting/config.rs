@@ -6,7 +6,7 @@ use ssm_train::{config::Issue, task::TaskConfig};
 use super::{
     baseline::BaselineKind,
     data::DataConfig,
-    model::{ForecasterConfig, N_MAX},
+    model::{ForecasterConfig, N_MAX, N_PARAMS_MAX},
 };
 
 /// Which variates are read and which are predicted.
@@ -33,17 +33,17 @@ pub struct ForecastingOptions {
     /// `"M"`: all variates from all (default); `"S"`: the target from itself; `"MS"`: the target
     /// from all.
     pub features: Features,
-    /// Column to predict when `features` is `"S"` or `"MS"`. Default `"OT"`, the name in the
-    /// benchmark files.
+    /// Column to predict when `features` is `"S"` or `"MS"`, and not to be set otherwise. Default
+    /// `"OT"`, the name in the benchmark files.
     pub target: String,
-    /// Whether calendar features of the look-back rows are given to the model; needs dates.
-    /// Default true, as in S-Mamba for every set with dates.
+    /// Whether calendar features of the look-back rows are given to the model; needs dates and a
+    /// model that reads them. Default true, as in S-Mamba for every set with dates.
     pub calendar: bool,
     /// Whether the last batch of a training epoch is left out when it is not full. Default true,
     /// as in S-Mamba's loader; the order changes every epoch, so no window is left out for good.
     pub train_drop_last: bool,
     /// Forecasters that are scored on the same test windows beside the model: `"last_value"`,
-    /// `"dlinear"` (trained after the model, see `baseline.rs`). Default `["last_value"]`.
+    /// `"dlinear"` (trained when the run concludes). Default `["last_value"]`.
     pub baselines: Vec<BaselineKind>,
     /// Quirks of published code that can be switched on to compare with it.
     pub compat: CompatOptions,
@@ -55,7 +55,9 @@ pub struct ForecastingOptions {
 pub struct CompatOptions {
     /// Score validation as S-Mamba does: windows in random order, in batches of the training batch
     /// size, the last batch left out when it is not full. Fewer windows count, which ones depends
-    /// on the seed. Default false: every window counts.
+    /// on the seed. S-Mamba's loader draws a new order for every evaluation, so that other windows
+    /// drop out each time; here the same ones do, so that the evaluations of a run can be compared.
+    /// Default false: every window counts.
     pub smamba_validation: bool,
 }
 
@@ -103,11 +105,35 @@ impl TaskConfig for ForecastingConfig {
                 "expected the name of the column to predict, got an empty string",
             ));
         }
+        if options.features == Features::M && options.target != Self::Options::default().target {
+            issues.push(
+                Issue::new(
+                    "task.forecasting.target",
+                    format!(
+                        "expected no target with `features = \"M\"`, which predicts every column, \
+                         got `{}`",
+                        options.target
+                    ),
+                )
+                .with_hint("set `features` to `\"S\"` or `\"MS\"`, or leave `target` out"),
+            );
+        }
         if options.calendar && data.data_set().date_column().is_none() {
             issues.push(
                 Issue::new(
                     "task.forecasting.calendar",
                     format!("expected `false`, got `true`: `data.{}` has no dates", data.section()),
+                )
+                .with_hint("set `calendar = false`"),
+            );
+        } else if options.calendar && !model.reads_calendar() {
+            issues.push(
+                Issue::new(
+                    "task.forecasting.calendar",
+                    format!(
+                        "expected `false`, got `true`: `model.{}` reads no calendar features",
+                        model.section()
+                    ),
                 )
                 .with_hint("set `calendar = false`"),
             );
@@ -124,6 +150,16 @@ impl TaskConfig for ForecastingConfig {
             issues.push(Issue { path: format!("data.{}.{}", data.section(), issue.path), ..issue });
         }
         issues.extend(model.validate());
+        // Sizes in their ranges cannot overflow the product.
+        if issues.is_empty() {
+            let n_params = model.n_params(options.lookback_len, options.pred_len);
+            if n_params > N_PARAMS_MAX {
+                issues.push(Issue::new(
+                    format!("model.{}", model.section()),
+                    format!("expected at most {N_PARAMS_MAX} parameters, got {n_params}"),
+                ));
+            }
+        }
         issues
     }
 }
@@ -147,7 +183,8 @@ mod tests {
             toml::from_str::<ForecastingOptions>("").unwrap(),
             ForecastingOptions::default()
         );
-        assert!(texts("", "[ett]\nvariant = \"h1\"", "[dlinear]").is_empty());
+        let unmarked = "calendar = false";
+        assert!(texts(unmarked, "[ett]\nvariant = \"h1\"", "[dlinear]").is_empty());
         assert!(texts("", "[ett]\nvariant = \"h1\"", "[s_mamba]").is_empty());
     }
 
@@ -187,6 +224,27 @@ mod tests {
             texts("calendar = false", "[csv]\npath = \"\"\ndate_column = \"\"", "[dlinear]"),
             ["`data.csv.path`: expected the path of a CSV file, got an empty string"]
         );
+    }
+
+    #[test]
+    fn what_would_be_ignored_is_refused() {
+        assert_eq!(
+            texts("target = \"HUFL\"", "[ett]\nvariant = \"h1\"", "[dlinear]"),
+            [
+                "`task.forecasting.target`: expected no target with `features = \"M\"`, which \
+                 predicts every column, got `HUFL`",
+                "`task.forecasting.calendar`: expected `false`, got `true`: `model.dlinear` reads \
+                 no calendar features",
+            ]
+        );
+    }
+
+    #[test]
+    fn sizes_that_multiply_beyond_any_memory_are_refused() {
+        let model = "[s_mamba]\nd_model = 65536\nn_layer = 1024\nmixer.mamba.expand = 64";
+        let issues = texts("", "[exchange]", model);
+        let expected = "`model.s_mamba`: expected at most 10000000000 parameters, got ";
+        assert!(issues.len() == 1 && issues[0].starts_with(expected), "{issues:?}");
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Task for ForecastingTask {
     fn describe(&self) -> String {
         let counts = [Split::Train, Split::Valid, Split::Test].map(|s| self.windows.n_windows(s));
         format!(
-            "{} from `{}`: {} variates, {} to predict, {} -> {} steps; windows: {} training, {} \
+            "{} from {}: {} variates, {} to predict, {} → {} steps; windows: {} training, {} \
              validation, {} test",
             self.series.name,
             self.series.path.display(),
@@ -283,6 +283,11 @@ impl ForecastingTask {
         order
     }
 
+    /// An error about the data of the run.
+    fn data_error(&self, message: &str, hint: &str) -> Error {
+        self.series.error(message, Some(hint.to_owned()))
+    }
+
     fn settings(&self) -> &Settings {
         &self.settings
     }
@@ -301,7 +306,7 @@ pub fn restore(
     device: &Device,
 ) -> Forecaster {
     let mut init = Init::new(seed, device);
-    model.init(options.lookback_len, options.pred_len, &mut init, device)
+    model.init(options.lookback_len, options.pred_len, &mut init)
 }
 
 /// Keeps the columns that `features` asks for and returns the positions to predict.

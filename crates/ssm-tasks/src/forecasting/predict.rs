@@ -49,14 +49,14 @@ impl Forecast {
     /// The forecast as CSV: dates as `2016-07-01 00:00:00`, or the step from 1 without dates.
     #[must_use]
     pub fn to_csv(&self) -> String {
-        let mut text = self.dates.as_ref().map_or("step", |(name, _)| name).to_owned();
-        let quoted = |name: &String| {
-            if name.contains(['"', ',', '\n']) {
+        let quoted = |name: &str| {
+            if name.contains(['"', ',', '\n', '\r']) {
                 format!("\"{}\"", name.replace('"', "\"\""))
             } else {
-                name.clone()
+                name.to_owned()
             }
         };
+        let mut text = quoted(self.dates.as_ref().map_or("step", |(name, _)| name));
         for column in &self.columns {
             text.push(',');
             text.push_str(&quoted(column));
@@ -230,6 +230,8 @@ mod tests {
             values: vec![vec![1.5], vec![-0.1]],
         };
         assert_eq!(forecast.to_csv(), "date,a,\"T, air\"\n2020-01-01 00:15:00,1.5,-0.1\n");
+        forecast.dates = Some(("day, hour \"UTC\"".to_owned(), forecast.dates.unwrap().1));
+        assert!(forecast.to_csv().starts_with("\"day, hour \"\"UTC\"\"\",a,\"T, air\"\n"));
         forecast.dates = None;
         assert_eq!(forecast.to_csv(), "step,a,\"T, air\"\n1,1.5,-0.1\n");
     }

@@ -26,7 +26,7 @@ pub(super) fn conclude(task: &ForecastingTask, model: &Forecaster) -> Result<Out
         } else {
             kind.name().to_owned()
         };
-        rows.push(row(&name, &n_params(kind, task), &scores));
+        rows.push(row(&name, &kind.n_params(task).to_string(), &scores));
         for (metric, value) in scores.metrics() {
             metrics.insert(format!("{}_{metric}", kind.name()), value);
         }
@@ -38,14 +38,6 @@ pub(super) fn conclude(task: &ForecastingTask, model: &Forecaster) -> Result<Out
         figures: vec![examples(task, model)?, by_step(&all), by_variate(task, &all)],
         ..Outcome::default()
     })
-}
-
-fn n_params(kind: BaselineKind, task: &ForecastingTask) -> String {
-    let (lookback_len, pred_len) = (task.windows.lookback_len(), task.windows.pred_len());
-    match kind {
-        BaselineKind::LastValue => "0".to_owned(),
-        BaselineKind::DLinear => (2 * (lookback_len + 1) * pred_len).to_string(),
-    }
 }
 
 fn row(name: &str, n_params: &str, scores: &Scores) -> Vec<String> {
@@ -66,11 +58,11 @@ fn table(task: &ForecastingTask, rows: Vec<Vec<String>>) -> Table {
         task.windows.pred_len()
     );
     if task.options.baselines.contains(&BaselineKind::DLinear) {
-        note.push_str(" DLinear was trained on the same windows, see baseline.rs.");
+        note.push_str(" DLinear was trained on the same training windows when the run concluded.");
     }
     Table {
         title: format!(
-            "Test scores on {}, {} -> {} steps",
+            "Test scores on {}, {} → {} steps",
             task.series.name,
             task.windows.lookback_len(),
             task.windows.pred_len()
@@ -135,7 +127,8 @@ fn examples(task: &ForecastingTask, model: &Forecaster) -> Result<Figure, Error>
     Ok(Figure::Panels {
         title: "Forecasts on the test split".to_owned(),
         panels,
-        note: "Windows at one and three quarters of the split, not chosen by their error."
+        note: "Windows at one and three quarters of the split, not chosen by their error. The \
+               upright line marks the last known row."
             .to_owned(),
     })
 }

@@ -18,6 +18,7 @@ use std::{
     fmt,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -109,6 +110,8 @@ pub struct Config<T: TaskConfig> {
     pub checkpoint: CheckpointSection,
     /// `[log]`.
     pub log: LogSection,
+    /// Where the values come from, for what shows only once the data is read.
+    sources: Arc<Sources>,
 }
 
 impl<T: TaskConfig> Config<T> {
@@ -125,16 +128,12 @@ impl<T: TaskConfig> Config<T> {
     /// # Errors
     /// [`Error::Config`].
     pub fn parse(text: &str, origin: &str, overrides: &[String]) -> Result<Self, Error> {
-        let sources = Sources::new(text, origin, overrides);
+        let sources = Arc::new(Sources::new(text, origin, overrides));
         Self::resolve(&sources).map_err(|diagnostics| Error::Config { diagnostics })
     }
 
-    fn resolve(sources: &Sources) -> Result<Self, Vec<Diagnostic>> {
-        let mut root = explain::parse(sources).map_err(|diagnostic| vec![diagnostic])?;
-        let wrong = overrides::apply(&mut root, sources);
-        if !wrong.is_empty() {
-            return Err(wrong);
-        }
+    fn resolve(sources: &Arc<Sources>) -> Result<Self, Vec<Diagnostic>> {
+        let root = merged(sources)?;
         let mut config = Self::read_sections(&root, sources)?;
         if tables::lookup(&root, &["run", "name"]).is_none() {
             let stem = Path::new(sources.origin()).file_stem().unwrap_or_default();
@@ -148,7 +147,7 @@ impl<T: TaskConfig> Config<T> {
     }
 
     /// Every section with the right keys and types, or what is wrong with each of them.
-    fn read_sections(root: &DeTable<'_>, sources: &Sources) -> Result<Self, Vec<Diagnostic>> {
+    fn read_sections(root: &DeTable<'_>, sources: &Arc<Sources>) -> Result<Self, Vec<Diagnostic>> {
         let mut wrong: Vec<Diagnostic> = root
             .keys()
             .filter(|key| !SECTIONS.contains(&key.get_ref().as_ref()))
@@ -173,6 +172,7 @@ impl<T: TaskConfig> Config<T> {
                 train: train?,
                 checkpoint: checkpoint?,
                 log: log?,
+                sources: Arc::clone(sources),
             })
         })();
         match sections {
@@ -195,6 +195,14 @@ impl<T: TaskConfig> Config<T> {
             longer_arrays(root, &resolved, "", &mut issues);
         }
         issues
+    }
+
+    /// An error of issues that only show once the data is read, placed in the file all the same.
+    pub(crate) fn refuse(&self, issues: Vec<Issue>) -> Error {
+        let placed = merged(&self.sources).map(|root| place(issues, &root, &self.sources));
+        // The text was parsed before; should it not parse now, that is what is wrong.
+        let (Ok(diagnostics) | Err(diagnostics)) = placed;
+        Error::Config { diagnostics }
     }
 
     /// The configuration as TOML with every default written out; it loads to an equal value.
@@ -261,6 +269,7 @@ impl<T: TaskConfig> Clone for Config<T> {
             train: self.train.clone(),
             checkpoint: self.checkpoint.clone(),
             log: self.log.clone(),
+            sources: Arc::clone(&self.sources),
         }
     }
 }
@@ -276,6 +285,13 @@ impl<T: TaskConfig> PartialEq for Config<T> {
     fn eq(&self, other: &Self) -> bool {
         self.to_toml() == other.to_toml()
     }
+}
+
+/// The tables of the file with the overrides merged into them.
+fn merged(sources: &Sources) -> Result<DeTable<'_>, Vec<Diagnostic>> {
+    let mut root = explain::parse(sources).map_err(|diagnostic| vec![diagnostic])?;
+    let wrong = overrides::apply(&mut root, sources);
+    if wrong.is_empty() { Ok(root) } else { Err(wrong) }
 }
 
 /// Every section at the root of a file, in the order in which they are written.

@@ -12,6 +12,8 @@ use crate::error::Error;
 
 /// Larger files are not configurations but data given by mistake.
 const MAX_BYTES: u64 = 1 << 20;
+/// Some editors begin every file with it; it belongs to no line.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Longer lines are cut around the marked part.
 const MAX_LINE_CHARS: usize = 100;
 
@@ -28,7 +30,7 @@ struct Part {
 
 impl Sources {
     pub(super) fn new(file: &str, origin: &str, overrides: &[String]) -> Self {
-        let file = file.strip_prefix('\u{feff}').unwrap_or(file);
+        let file = file.strip_prefix(BYTE_ORDER_MARK).unwrap_or(file);
         let mut sources = Self { text: String::new(), parts: Vec::new() };
         sources.push(origin, file);
         for text in overrides {
@@ -150,11 +152,14 @@ pub fn read(path: &Path) -> Result<String, Error> {
         ));
     }
     String::from_utf8(bytes).map_err(|error| {
-        let start = error.utf8_error().valid_up_to();
+        let at = error.utf8_error().valid_up_to();
         let text = String::from_utf8_lossy(error.as_bytes());
         let sources = Sources::new(&text, &shown.to_string(), &[]);
+        // Positions among the sources do not count a byte order mark.
+        let start =
+            if text.starts_with(BYTE_ORDER_MARK) { at - BYTE_ORDER_MARK.len_utf8() } else { at };
         let mark = start..start + char::REPLACEMENT_CHARACTER.len_utf8();
-        let byte = error.as_bytes()[start];
+        let byte = error.as_bytes()[at];
         let message = format!("invalid byte `0x{byte:02x}`, expected UTF-8 text");
         let mut diagnostic = sources.diagnostic(Some(mark), message);
         diagnostic.hint = Some("save the file as UTF-8".into());

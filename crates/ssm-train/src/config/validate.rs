@@ -59,15 +59,12 @@ pub(super) fn optim(optim: &Optim) -> Vec<Issue> {
 
 pub(super) fn schedule(schedule: &Schedule, train: &TrainSection) -> Vec<Issue> {
     let mut issues = Vec::new();
-    let mut name = "constant";
     match *schedule {
         Schedule::Constant {} => {}
         Schedule::Cosine { min_factor, .. } => {
-            name = "cosine";
             issues.extend(unit("schedule.cosine.min_factor", min_factor));
         }
         Schedule::Wsd { decay_steps, min_factor, .. } => {
-            name = "wsd";
             issues.extend(unit("schedule.wsd.min_factor", min_factor));
             issues.extend(at_least_one("schedule.wsd.decay_steps", decay_steps));
         }
@@ -83,7 +80,7 @@ pub(super) fn schedule(schedule: &Schedule, train: &TrainSection) -> Vec<Issue> 
     if let Some(steps) = train.steps.filter(|steps| *steps < schedule.min_steps()) {
         let needed = schedule.min_steps();
         issues.push(Issue::new(
-            format!("schedule.{name}"),
+            format!("schedule.{}", schedule.name()),
             format!("warm-up and decay take {needed} steps, `train.steps` is `{steps}`"),
         ));
     }

@@ -27,11 +27,26 @@ impl Axis {
         Self::linear(low, high, nice_step(high - low, max_ticks))
     }
 
-    /// An axis that holds `low..=high` and ends on ticks; logarithmic when the data ask for it.
-    pub(super) fn nice(low: f64, high: f64, max_ticks: usize) -> Self {
-        if low > SMALLEST && (high / low).log10() > LOG_DECADES {
-            return Self::decades(low, high, max_ticks);
+    /// An axis that holds all `values`, of which there is at least one, and ends on ticks; logarithmic
+    /// when most of them ask for it and they fill the decades. Tiny ones among values of one size, such
+    /// as zeros that were rounded, would stretch the axis over decades in which nothing lies.
+    pub(super) fn of(mut values: Vec<f64>, max_ticks: usize) -> Self {
+        values.sort_by(f64::total_cmp);
+        let (low, high) = (values[0], values[values.len() - 1]);
+        let typical = values[values.len() / 10];
+        if low > SMALLEST && (high / typical).log10() > LOG_DECADES {
+            let mut filled: Vec<i32> = values.iter().map(|v| v.log10().floor() as i32).collect();
+            let spanned = filled[filled.len() - 1] - filled[0] + 1;
+            filled.dedup();
+            if 2 * filled.len() > spanned as usize {
+                return Self::decades(low, high, max_ticks);
+            }
         }
+        Self::nice(low, high, max_ticks)
+    }
+
+    /// A linear axis that holds `low..=high` and ends on ticks.
+    pub(super) fn nice(low: f64, high: f64, max_ticks: usize) -> Self {
         let (low, high) = widen(low, high);
         let step = nice_step(high - low, max_ticks);
         Self::linear((low / step).floor() * step, (high / step).ceil() * step, step)
@@ -192,13 +207,26 @@ mod tests {
 
     #[test]
     fn wide_positive_data_get_decades() {
-        let axis = Axis::nice(0.002, 31.0, 6);
+        let axis = Axis::of(vec![31.0, 0.002, 4.0, 0.03, 0.05], 6);
         assert!(axis.log);
         assert_eq!(labels(&axis), ["10⁻³", "10⁻²", "10⁻¹", "10⁰", "10¹", "10²"]);
         assert!((axis.share(0.1) - 0.4).abs() < 1e-12);
-        assert!(!Axis::nice(0.0, 31.0, 6).log, "zero has no logarithm");
-        assert!(!Axis::nice(-0.002, 31.0, 6).log);
-        assert!(!Axis::nice(0.04, 31.0, 6).log, "three decades are not wide");
+        assert!(!Axis::of(vec![0.0, 31.0], 6).log, "zero has no logarithm");
+        assert!(!Axis::of(vec![-0.002, 31.0], 6).log);
+        assert!(!Axis::of(vec![0.04, 31.0], 6).log, "three decades are not wide");
+    }
+
+    #[test]
+    fn a_few_tiny_values_do_not_make_an_axis_logarithmic() {
+        let mut values: Vec<f64> = (1..=40).map(f64::from).collect();
+        for tiny in [3, 10] {
+            values[..tiny].fill(1e-6);
+            let axis = Axis::of(values.clone(), 6);
+            assert!(!axis.log, "{tiny} of 40");
+            assert_eq!((axis.low, axis.high), (0.0, 40.0));
+        }
+        let halving = (0..40).map(|step| 0.5_f64.powi(step)).collect();
+        assert!(Axis::of(halving, 6).log, "here every decade has values");
     }
 
     #[test]

@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn numbers_align_right_and_words_left() {
         let text = text_table(&table(&[
-            &["S-Mamba", "0.386 ± 0.002", "96 -> 24", "−3.1 %"],
+            &["Network", "0.386 ± 0.002", "96 -> 24", "−3.1 %"],
             &["last value", "–", "all", "+12 %"],
         ]));
         assert_eq!(
@@ -117,7 +117,7 @@ mod tests {
             "Scores\n\n\
              model                 MSE  horizon        Δ\n\
              ----------  -------------  --------  ------\n\
-             S-Mamba     0.386 ± 0.002  96 -> 24  −3.1 %\n\
+             Network     0.386 ± 0.002  96 -> 24  −3.1 %\n\
              last value              –  all        +12 %\n\n\
              Lower is better.\n"
         );

@@ -117,6 +117,23 @@ hint: save the file as UTF-8
 }
 
 #[test]
+fn an_invalid_byte_is_marked_behind_a_byte_order_mark() {
+    // The sign after it is of several bytes: a mark that is off would begin or end inside of it.
+    let dir = file(b"\xef\xbb\xbfa\xe9b\xe2\x82\xac\n");
+    unreadable(
+        &dir.path().join("x.toml"),
+        "
+error: invalid byte `0xe9`, expected UTF-8 text
+ --> DIR/x.toml:1:2
+  |
+1 | a\u{fffd}b\u{20ac}
+  |  ^
+hint: save the file as UTF-8
+",
+    );
+}
+
+#[test]
 fn a_byte_order_mark_and_windows_line_ends_just_work() {
     let windows = format!("\u{feff}{}", FILE.replace('\n', "\r\n"));
     assert_eq!(parse(&windows, &[]).unwrap(), parse(FILE, &[]).unwrap());

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use ssm_train::{
-    config::{Config, Issue, Optim, Schedule, Settings},
-    error::Error,
+    config::{Config, Optim, Schedule, Settings},
+    plan::Plan,
 };
 
 use crate::toy::{
@@ -187,14 +187,27 @@ fn an_override_can_repair_the_file() {
 }
 
 #[test]
-fn issues_found_after_loading_look_alike() {
-    let issue = Issue::range("task.toy.width", "at most 2", 4).with_hint("the data has 2 columns");
+fn what_shows_with_the_data_is_placed_in_the_file_too() {
+    let refused = |config: &Config<Toy>, batches| Plan::of(config, batches).unwrap_err();
+    // Three epochs of three batches are shorter than the warm-up of ten steps.
     assert_report(
-        &Error::issues("configs/x.toml", vec![issue]),
+        &refused(&with(&[]), 3),
         r"
-error: `task.toy.width`: expected at most 2, got `4`
- --> configs/x.toml
-hint: the data has 2 columns
+error: `schedule.cosine`: warm-up and decay take 10 steps, the run has 9
+  --> configs/x.toml:19:1
+   |
+19 | [schedule.cosine]
+   | ^^^^^^^^^^^^^^^^^
+",
+    );
+    assert_report(
+        &refused(&with(&["train.batch_size=99"]), 0),
+        r"
+error: `train.batch_size`: the training split has no batch of 99
+ --> --set:1:18
+  |
+1 | train.batch_size=99
+  |                  ^^
 ",
     );
 }

@@ -78,6 +78,26 @@ fn a_damaged_newest_checkpoint_falls_back_to_the_one_before() {
     assert_eq!(trace(&cut), trace(&whole));
 }
 
+/// What is damaged must not push out what is intact.
+#[test]
+fn what_is_saved_after_a_fall_back_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |more: &[&str]| {
+        let scores = "task.toy.scores=[3.0, 1.0, 2.0]";
+        config(dir.path(), "x", &[&[scores], more].concat())
+    };
+    let cut = with(&[]);
+    run(&cut, false, &["fail=24"]).unwrap_err();
+    assert_eq!(checkpoints(&cut).steps().unwrap(), [14, 21]);
+    let newest = cut.run.path().join("checkpoints/step_00000021");
+    flip_a_bit(&newest.join("state.json"));
+    let every = with(&["checkpoint.every_steps=1", "checkpoint.keep=1"]);
+    run(&every, true, &["fail=17"]).unwrap_err();
+    assert_eq!(checkpoints(&cut).steps().unwrap(), [14, 17], "the best and the newest");
+    assert!(newest.with_extension("damaged").join("state.json").exists());
+    run(&every, true, &[]).unwrap();
+}
+
 #[test]
 fn unfinished_saves_are_swept_away() {
     let dir = tempfile::tempdir().unwrap();
@@ -115,6 +135,88 @@ fn a_best_checkpoint_that_is_gone_is_searched_anew() {
 }
 
 #[test]
+fn a_best_checkpoint_that_is_damaged_is_searched_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "x", &["task.toy.scores=[0.0, 1.0]"]);
+    run(&config, false, &["fail=20"]).unwrap_err();
+    flip_a_bit(&config.run.path().join("checkpoints/step_00000007/model.bpk"));
+    run(&config, true, &["fail=16"]).unwrap_err();
+    // Nothing points to it any more, so whoever scores the run now takes the newest weights.
+    assert!(!config.run.path().join("checkpoints/best").exists());
+    assert_eq!(checkpoints(&config).load_best().unwrap().position().step, 14);
+    assert!(run(&config, true, &[]).unwrap().best.unwrap().step > 14);
+}
+
+#[test]
+fn results_without_checkpoints_are_not_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let [done, cut] = ["done", "cut"].map(|name| config(dir.path(), name, &[]));
+    run(&done, false, &[]).unwrap();
+    run(&cut, false, &["fail=16"]).unwrap_err();
+    for config in [&done, &cut] {
+        let path = config.run.path();
+        let log = fs::read(path.join("metrics.jsonl")).unwrap();
+        fs::remove_dir_all(path.join("checkpoints")).unwrap();
+        for resume in [false, true] {
+            let shown = path.display();
+            assert_eq!(
+                run(config, resume, &[]).unwrap_err().report(),
+                format!(
+                    "error: `{shown}` holds a run without its checkpoints\n\
+                     hint: put `{shown}/checkpoints` back, choose another `run.name`, or remove the \
+                     directory with its results"
+                )
+            );
+        }
+        assert_eq!(fs::read(path.join("metrics.jsonl")).unwrap(), log);
+    }
+    assert!(done.run.path().join("result.json").exists());
+}
+
+/// Without `run.json` nobody knows which data the run was trained on.
+#[test]
+fn a_lost_origin_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "x", &[]);
+    run(&config, false, &["fail=16"]).unwrap_err();
+    let path = config.run.path();
+    let report = |problem: &str| {
+        format!(
+            "error: checkpoint `{}`: its `run.json` {problem}\n\
+             hint: restore the file: it says which data the run was trained on",
+            path.display()
+        )
+    };
+    overwrite(&path.join("run.json"), b"{");
+    let problem = "cannot be understood: EOF while parsing an object at line 1 column 1";
+    assert_eq!(run(&config, true, &["other_data=0"]).unwrap_err().report(), report(problem));
+    fs::remove_file(path.join("run.json")).unwrap();
+    assert_eq!(run(&config, true, &[]).unwrap_err().report(), report("is missing"));
+    let error = load_model::<Toy>(&path, None, Vec::new()).err().unwrap();
+    assert_eq!(error.report(), report("is missing"));
+}
+
+#[test]
+fn a_run_is_not_scored_on_other_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "x", &["train.epochs=1"]);
+    run(&config, false, &[]).unwrap();
+    let path = config.run.path();
+    let other = vec!["other_data=0".into()];
+    let _guard = alone();
+    let error = evaluate::<Toy>(&path, None, other, Split::Valid).unwrap_err();
+    assert_eq!(
+        error.report(),
+        format!(
+            "error: `rows`: `{}` was trained on the SHA-256 00, the file has 11\n\
+             hint: restore the file, or train a new run on the other one",
+            path.display()
+        )
+    );
+    assert_eq!(error.exit_code(), 2);
+}
+
+#[test]
 fn finished_runs_can_be_loaded_and_scored_again() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path(), "x", &[]);
@@ -123,13 +225,14 @@ fn finished_runs_can_be_loaded_and_scored_again() {
     let _guard = alone();
     let (loaded, ..) = load_model::<Toy>(&path, None, Vec::new()).unwrap();
     assert_eq!(loaded, config);
-    let outcome = evaluate::<Toy>(&path, None, Vec::new(), Split::Test).unwrap();
-    assert_eq!(outcome.metrics, summary.result.metrics);
-    assert_eq!(outcome.tables, summary.result.tables);
+    // Scores only: what `conclude` does besides is not done again.
+    let sealed = vec!["conclude=0".into()];
+    let again = evaluate::<Toy>(&path, None, sealed, Split::Test).unwrap();
+    assert_eq!(again, summary.result.metrics);
     let device = DeviceSection { backend: "ndarray".into(), index: 0 };
     let valid = evaluate::<Toy>(&path, Some(&device), Vec::new(), Split::Valid).unwrap();
     let best = summary.best.unwrap().value;
-    assert!((valid.metrics["mse"] - best).abs() <= 1e-6 * best);
+    assert!((valid["mse"] - best).abs() <= 1e-6 * best);
 
     let build = |config: &Config<ToyConfig>, _: &serde_json::Value, device: &Device| {
         let settings = config.settings(Vec::new());

@@ -5,7 +5,10 @@
 mod damage;
 mod toy;
 
-use std::process::Command;
+use std::{
+    os::unix::process::ExitStatusExt,
+    process::{Command, ExitStatus},
+};
 
 use ssm_train::{Error, logging};
 use toy::{checkpoints, config, run, trace};
@@ -178,6 +181,47 @@ fn another_model_cannot_continue_a_run() {
     }
 }
 
+/// Where a run ends it logs and evaluates in any case; a longer run does not, and so does one that is
+/// made longer.
+#[test]
+fn a_run_that_ended_anywhere_and_was_made_longer_is_the_longer_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["log.every_steps=30", "train.eval_every_steps=20"];
+    let to = |name: &str, steps: u64| {
+        let steps = format!("train.steps={steps}");
+        config(dir.path(), name, &[&settings[..], &[steps.as_str()]].concat())
+    };
+    run(&to("whole", 100), false, &[]).unwrap();
+    let expected = trace(&to("whole", 100));
+    assert_eq!(expected.rows.len(), 4 + 5);
+    // Both are due at 60; only one of them at 30 and 40; none at 50, whose weights were the best.
+    for ends in [&[30][..], &[40], &[50], &[60], &[30, 50, 70]] {
+        let name = format!("{ends:?}");
+        for (number, &end) in ends.iter().enumerate() {
+            let summary = run(&to(&name, end), number > 0, &[]).unwrap();
+            assert_eq!((summary.result.steps, summary.best.unwrap().step), (end, end), "{name}");
+        }
+        // It may fall over before it saves what it took back.
+        run(&to(&name, 100), true, &[&format!("fail={}", ends.last().unwrap() + 2)]).unwrap_err();
+        run(&to(&name, 100), true, &[]).unwrap();
+        assert_eq!(trace(&to(&name, 100)), expected, "{name}");
+    }
+}
+
+#[test]
+fn an_evaluation_that_only_the_end_asked_for_costs_no_patience() {
+    let dir = tempfile::tempdir().unwrap();
+    // The sessions start from the first score again: 20, 40 and 50, then 60, 80 and 100.
+    let scores = "task.toy.scores=[3.0, 2.0, 2.5]";
+    let settings = [scores, "train.eval_every_steps=20", "train.patience=2"];
+    let to = |steps: &str| config(dir.path(), "x", &[&settings[..], &[steps]].concat());
+    let short = run(&to("train.steps=50"), false, &[]).unwrap();
+    assert!(!short.stopped_early);
+    let long = run(&to("train.steps=100"), true, &[]).unwrap();
+    assert_eq!((long.result.steps, long.best.unwrap().step), (80, 40), "3.0 and 2.0 are no better");
+    assert!(long.stopped_early);
+}
+
 #[test]
 fn patience_ends_a_run_and_the_best_is_scored() {
     let dir = tempfile::tempdir().unwrap();
@@ -211,12 +255,7 @@ fn a_signal_saves_the_step_and_the_run_continues() {
     let dir = tempfile::tempdir().unwrap();
     let whole = config(dir.path(), "whole", &[]);
     run(&whole, false, &[]).unwrap();
-    let status = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child_that_gets_a_signal", "--ignored", "--test-threads=1"])
-        .env(CHILD, dir.path())
-        .status()
-        .unwrap();
-    assert!(status.success());
+    assert!(child("child_that_gets_a_signal", dir.path()).success());
     let cut = config(dir.path(), "cut", &[]);
     assert_eq!(checkpoints(&cut).steps().unwrap(), [7, 10]);
     run(&cut, true, &[]).unwrap();
@@ -237,6 +276,52 @@ fn child_that_gets_a_signal() {
         "error: interrupted by signal 15 at step 10\nhint: continue with `--resume`"
     );
     assert_eq!(error.exit_code(), 143);
+}
+
+#[test]
+fn a_signal_while_a_finished_run_is_opened_is_heard() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "x", &[]);
+    run(&config, false, &["conclude=0"]).unwrap_err();
+    assert!(child("child_that_gets_a_signal_at_its_start", dir.path()).success());
+    assert!(!config.run.path().join("result.json").exists());
+}
+
+#[test]
+#[ignore = "run by `a_signal_while_a_finished_run_is_opened_is_heard` in a process of its own"]
+fn child_that_gets_a_signal_at_its_start() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let error = run(&config(dir.as_ref(), "x", &[]), true, &["signal_at_start=0"]).unwrap_err();
+    assert_eq!(error.to_string(), "interrupted by signal 15 at step 28");
+}
+
+/// A program may do something else after it has trained.
+#[test]
+fn after_training_a_signal_ends_the_process_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let status = child("child_that_has_trained", dir.path());
+    assert_eq!(status.signal(), Some(signal_hook::consts::SIGTERM), "{status}");
+}
+
+#[test]
+#[ignore = "run by `after_training_a_signal_ends_the_process_again` in a process of its own"]
+fn child_that_has_trained() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let config = config(dir.as_ref(), "x", &[]);
+    // A signal during the first session does not end the second one.
+    run(&config, false, &["signal=9"]).unwrap_err();
+    run(&config, true, &[]).unwrap();
+    signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(60));
+}
+
+/// Runs an ignored test in a process of its own.
+fn child(test: &str, dir: &std::path::Path) -> ExitStatus {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--test-threads=1"])
+        .env(CHILD, dir)
+        .status()
+        .unwrap()
 }
 
 fn overwrite(path: &std::path::Path, bytes: &[u8]) {

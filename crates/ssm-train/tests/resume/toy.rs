@@ -81,6 +81,8 @@ pub(crate) struct Toy {
     settings: Settings,
     scores: Vec<f64>,
     evaluations: Cell<usize>,
+    /// Whether a batch was asked for.
+    in_training: Cell<bool>,
     /// What goes wrong, passed as `<what>=<micro-batch>` among the data directories, which unlike
     /// the configuration may differ between the sessions of a run.
     faults: BTreeMap<String, u64>,
@@ -137,8 +139,12 @@ impl Task for Toy {
             settings: settings.clone(),
             scores: options.scores.clone(),
             evaluations: Cell::new(0),
+            in_training: Cell::new(false),
             faults: faults.collect(),
         };
+        if task.faults.contains_key("signal_at_start") {
+            signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
+        }
         Ok((task, network))
     }
 
@@ -147,7 +153,8 @@ impl Task for Toy {
     }
 
     fn data_hashes(&self) -> BTreeMap<String, String> {
-        BTreeMap::from([("rows".to_owned(), "00".to_owned())])
+        let hash = if self.faults.contains_key("other_data") { "11" } else { "00" };
+        BTreeMap::from([("rows".to_owned(), hash.to_owned())])
     }
 
     fn artifacts(&self) -> Value {
@@ -159,6 +166,7 @@ impl Task for Toy {
     }
 
     fn batch(&self, index: u64) -> Result<Self::Batch, Error> {
+        self.in_training.set(true);
         if self.is_hit("fail", index) {
             return Err(Error::Data {
                 path: "rows".into(),
@@ -192,8 +200,12 @@ impl Task for Toy {
     }
 
     fn evaluate(&self, model: &Perceptron, split: Split) -> Result<Metrics, Error> {
-        assert_ne!(split, Split::Test, "the trainer only evaluates on other splits");
-        let rows: Vec<usize> = (1000..1000 + N_VALID).collect();
+        let first = match split {
+            Split::Test if self.in_training.get() => panic!("the trainer looks at the test split"),
+            Split::Test => 2000,
+            Split::Train | Split::Valid => 1000,
+        };
+        let rows: Vec<usize> = (first..first + N_VALID).collect();
         let (x, y) = self.rows(&rows);
         let errors = self.error(model, &x, &y).into_data();
         let evaluation = self.evaluations.replace(self.evaluations.get() + 1);
@@ -301,7 +313,11 @@ pub(crate) fn trace(config: &Config<ToyConfig>) -> Trace {
         let weights = weights(&model);
         let mut position = serde_json::to_value(checkpoint.position()).unwrap();
         // Lines hold times, and those have different lengths.
-        position["metrics"].as_object_mut().unwrap().remove("bytes").unwrap();
+        for metrics in ["/metrics", "/before_end/metrics"] {
+            if let Some(metrics) = position.pointer_mut(metrics) {
+                metrics.as_object_mut().unwrap().remove("bytes").unwrap();
+            }
+        }
         let mut grads = Constant { grads: GradientsParams::new() };
         model.visit(&mut grads);
         let next = optimizer.step(0.5, model, grads.grads);

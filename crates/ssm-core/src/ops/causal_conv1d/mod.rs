@@ -100,7 +100,7 @@ impl ConvArgs {
 /// Those of [`ConvArgs`]; the output is `[batch, seq_len, channels]`.
 ///
 /// # Numerics
-/// Sums in f32 for every input dtype. On the CPU, results are bit-equal for any number of threads.
+/// Sums and activation in f32 for every input dtype, the output in the dtype of `x`. On the CPU, results are bit-equal for any number of threads.
 ///
 /// # Gradients
 /// Every float input, `initial_state` included. First order only.
@@ -124,7 +124,8 @@ pub fn causal_conv1d(args: ConvArgs) -> Tensor<3> {
 
 /// The history after the last step: what the next call takes as `initial_state`.
 ///
-/// `x` and `initial_state` are those of [`ConvArgs`]; steps before the last reset read as zero.
+/// `x` and `initial_state` are those of [`ConvArgs`]; steps before the last reset read as zero. The
+/// history is a copy of inputs and so in the dtype of `x`; with `d_conv` 1 it has no elements.
 /// Differentiable.
 pub fn final_state(
     x: Tensor<3>,
@@ -133,11 +134,14 @@ pub fn final_state(
     d_conv: usize,
 ) -> Tensor<3> {
     let before = d_conv - 1;
-    let [batch, seq_len, _] = x.dims();
+    let [batch, seq_len, channels] = x.dims();
+    if before == 0 {
+        return Tensor::zeros([batch, 0, channels], (&x.device(), x.dtype()));
+    }
     let mut state = with_history(x, initial_state, before).narrow(1, seq_len, before);
     if let Some(resets) = resets {
-        let keep = resets.bool_not().float(); // [batch, seq_len]
-        let mut visible = Tensor::<2>::ones([batch, 1], &keep.device());
+        let keep = resets.bool_not().float().cast(state.dtype()); // [batch, seq_len]
+        let mut visible = Tensor::<2>::ones([batch, 1], (&keep.device(), keep.dtype()));
         let mut rows = Vec::with_capacity(before);
         for back in 0..before {
             rows.push(
@@ -148,18 +152,20 @@ pub fn final_state(
             }
         }
         rows.reverse();
-        state = if rows.is_empty() { state } else { Tensor::cat(rows, 1) };
+        state = Tensor::cat(rows, 1);
     }
     state
 }
 
-/// `x` with `before` earlier steps in front, zeros if there is no history.
+/// `x` with `before` earlier steps of its dtype in front, zeros if there is no history.
 fn with_history(x: Tensor<3>, initial_state: Option<Tensor<3>>, before: usize) -> Tensor<3> {
     let [batch, _, channels] = x.dims();
     if before == 0 {
         return x;
     }
-    let history = initial_state
-        .unwrap_or_else(|| Tensor::zeros([batch, before, channels], (&x.device(), x.dtype())));
+    let history = match initial_state {
+        Some(state) => state.cast(x.dtype()),
+        None => Tensor::zeros([batch, before, channels], (&x.device(), x.dtype())),
+    };
     Tensor::cat(vec![history, x], 1)
 }

@@ -1,6 +1,6 @@
 //! Shift and add over tensors: any device, gradients by ordinary autodiff.
 
-use burn::tensor::{Tensor, activation};
+use burn::tensor::{DType, FloatDType, Tensor, activation};
 
 use super::ConvArgs;
 
@@ -12,9 +12,12 @@ pub fn causal_conv1d(args: ConvArgs) -> Tensor<3> {
     let dims = args.dims();
     let ConvArgs { x, weight, bias, silu, initial_state, resets } = args;
     let before = dims.d_conv - 1;
+    let dtype = x.dtype();
+    let (x, weight) = (x.cast(FloatDType::F32), weight.cast(FloatDType::F32));
     let padded = super::with_history(x, initial_state, before);
-    let keep = resets.map(|resets| resets.bool_not().float()); // [batch, seq_len]
-    let mut y = Tensor::zeros([dims.batch, dims.seq_len, dims.channels], &padded.device());
+    let on = (&padded.device(), DType::F32);
+    let keep = resets.map(|resets| resets.bool_not().float().cast(FloatDType::F32)); // [batch, seq_len]
+    let mut y = Tensor::zeros([dims.batch, dims.seq_len, dims.channels], on);
     // `visible` is 1 where no reset lies between the source and the step.
     let mut visible: Option<Tensor<2>> = None;
     for lag in 0..dims.d_conv {
@@ -27,7 +30,7 @@ pub fn causal_conv1d(args: ConvArgs) -> Tensor<3> {
         y = y + term;
         if let Some(keep) = &keep {
             // One step further back passes the reset `lag` steps before this one.
-            let ones = Tensor::ones([dims.batch, lag.min(dims.seq_len)], &keep.device());
+            let ones = Tensor::ones([dims.batch, lag.min(dims.seq_len)], on);
             let shifted = if lag == 0 {
                 keep.clone()
             } else if lag >= dims.seq_len {
@@ -39,7 +42,8 @@ pub fn causal_conv1d(args: ConvArgs) -> Tensor<3> {
         }
     }
     if let Some(bias) = bias {
-        y = y + bias.unsqueeze();
+        y = y + bias.cast(FloatDType::F32).unsqueeze();
     }
-    if silu { activation::silu(y) } else { y }
+    let y = if silu { activation::silu(y) } else { y };
+    y.cast(dtype)
 }

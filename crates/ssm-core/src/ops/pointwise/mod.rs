@@ -2,7 +2,8 @@
 //!
 //! Each stands here because a profile of a training step showed it: on the CPU, Burn's GELU calls a
 //! scalar `erf` for every element, forwards and backwards, and its `flip` is a view with a negative
-//! stride, which the next operation then reads element by element. May import Burn.
+//! stride, which the next operation then reads element by element. [`host`] is the specification,
+//! Burn's own functions are the reference. May import Burn.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -15,6 +16,7 @@
 mod autodiff;
 mod cpu;
 pub mod extension;
+pub mod host;
 
 use burn::{backend::Dispatch, tensor::Tensor};
 

@@ -1,11 +1,6 @@
 //! The backward pass, registered once for every backend.
 //!
-//! A node of Burn's autodiff has one output, the scan has two. So the scan is a node whose nine
-//! parents are the inputs, and each output is a small node ("port") behind it. A port's backward
-//! puts its gradient into a stash and wakes the scan's node; steps run from the outputs inwards, so
-//! both ports have run when the scan's node takes the stash and computes all gradients at once.
-
-use std::sync::{Arc, Mutex, PoisonError};
+//! The scan has two outputs: see `ops/autodiff.rs`.
 
 use burn::backend::{
     AutodiffBackend, Backend, TensorMetadata,
@@ -19,45 +14,10 @@ use burn::backend::{
 };
 
 use super::extension::{ScanGradPrimitives, ScanOptions, ScanPrimitives, SelectiveScanOps};
-use crate::ops::primitive::Maybe;
-
-/// Gradients that have arrived at the ports.
-#[derive(Debug)]
-struct Stash<B: Backend> {
-    grad_y: Option<FloatTensor<B>>,
-    grad_final: Option<FloatTensor<B>>,
-}
-
-type SharedStash<B> = Arc<Mutex<Stash<B>>>;
-
-#[derive(Clone, Copy, Debug)]
-enum Port {
-    Y,
-    FinalState,
-}
-
-impl<B: Backend> Backward<B, 1> for Port {
-    type State = SharedStash<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let mut stash = ops.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = stash.grad_y.is_none() && stash.grad_final.is_none();
-        match self {
-            Self::Y => stash.grad_y = Some(grad.clone()),
-            Self::FinalState => stash.grad_final = Some(grad.clone()),
-        }
-        // What is registered only wakes the scan's node; registering twice would add two shapes.
-        if let ([Some(scan)], true) = (ops.parents, first) {
-            grads.register::<B>(scan.id, grad);
-        }
-    }
-}
+use crate::ops::{
+    autodiff::{Stash, port},
+    primitive::Maybe,
+};
 
 #[derive(Debug)]
 struct Scan;
@@ -68,7 +28,7 @@ struct Saved<B: Backend> {
     input: ScanPrimitives<B>,
     states: FloatTensor<B>,
     options: ScanOptions,
-    stash: SharedStash<B>,
+    stash: Stash<B>,
 }
 
 impl<B: Backend + SelectiveScanOps> Backward<B, 9> for Scan {
@@ -82,11 +42,11 @@ impl<B: Backend + SelectiveScanOps> Backward<B, 9> for Scan {
     ) {
         let _wake = grads.consume::<B>(&ops.node);
         let Saved { input, states, options, stash } = ops.state;
-        let mut stash = stash.lock().unwrap_or_else(PoisonError::into_inner);
-        let grad_y = stash.grad_y.take().unwrap_or_else(|| {
+        let mut outputs = stash.take().into_iter();
+        let grad_y = outputs.next().flatten().unwrap_or_else(|| {
             B::float_zeros(input.u.shape(), &input.u.device(), input.u.dtype().into())
         });
-        let grad_final = stash.grad_final.take().into();
+        let grad_final = outputs.next().flatten().into();
         let grad = B::selective_scan_bwd(input, states, grad_y, grad_final, options);
         let ScanGradPrimitives { u, delta, a, b, c, d, z, delta_bias, initial_state } = grad;
         let all = [
@@ -166,7 +126,7 @@ impl<B: Backend + SelectiveScanOps, C: CheckpointStrategy> SelectiveScanOps for 
             OpsKind::Tracked(prep) => {
                 let options = ScanOptions { save_states: true, ..options };
                 let (y, final_state, states) = B::selective_scan_fwd(primitives.clone(), options);
-                let stash = Arc::new(Mutex::new(Stash { grad_y: None, grad_final: None }));
+                let stash = Stash::new(2);
                 let saved = Saved {
                     input: primitives,
                     states: states.clone(),
@@ -174,8 +134,8 @@ impl<B: Backend + SelectiveScanOps, C: CheckpointStrategy> SelectiveScanOps for 
                     stash: stash.clone(),
                 };
                 let scan = prep.finish(saved, y.clone());
-                let y = port::<B, C>(Port::Y, &scan, stash.clone(), y);
-                let final_state = port::<B, C>(Port::FinalState, &scan, stash, final_state);
+                let y = port::<B, C>(0, &scan, &stash, y);
+                let final_state = port::<B, C>(1, &scan, &stash, final_state);
                 (y, final_state, <Self as AutodiffBackend>::from_inner(states))
             }
         }
@@ -189,17 +149,5 @@ impl<B: Backend + SelectiveScanOps, C: CheckpointStrategy> SelectiveScanOps for 
         _options: ScanOptions,
     ) -> ScanGradPrimitives<Self> {
         panic!("selective_scan has first-order gradients only: its backward has no backward")
-    }
-}
-
-fn port<B: Backend, C: CheckpointStrategy>(
-    port: Port,
-    scan: &FloatTensor<Autodiff<B, C>>,
-    stash: SharedStash<B>,
-    output: FloatTensor<B>,
-) -> FloatTensor<Autodiff<B, C>> {
-    match Backward::<B, 1>::prepare::<C>(port, [scan.node()]).compute_bound().stateful() {
-        OpsKind::Tracked(prep) => prep.finish(stash, output),
-        OpsKind::UnTracked(prep) => prep.finish(output),
     }
 }

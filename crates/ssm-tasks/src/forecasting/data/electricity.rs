@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use ssm_train::error::Error;
 
-use super::{Borders, DataSet, Series, TableFormat, parse_table};
-use crate::data::{KnownSet, read_known};
+use super::{DataSet, Series, TableFormat, table::read_table};
+use crate::data::KnownSet;
 
 pub(super) const KNOWN: [KnownSet; 1] = [KnownSet {
     name: "Electricity",
@@ -28,11 +28,6 @@ pub struct ElectricityConfig {}
 
 impl DataSet for ElectricityConfig {
     fn load(&self, dirs: &[PathBuf]) -> Result<Series, Error> {
-        let set = &KNOWN[0];
-        parse_table(set.name, &read_known(set, dirs)?, TableFormat::Dated("date"))
-    }
-
-    fn borders(&self, n_rows: usize, lookback_len: usize) -> Result<Borders, String> {
-        Ok(Borders::ratio(n_rows, 0.7, 0.2, lookback_len))
+        read_table(&KNOWN[0], dirs, TableFormat::Dated("date"))
     }
 }

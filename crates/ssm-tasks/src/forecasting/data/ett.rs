@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use ssm_train::error::Error;
 
-use super::{Borders, DataSet, Series, TableFormat, parse_table};
-use crate::data::{KnownSet, read_known};
+use super::{Borders, DataSet, Series, TableFormat, table::read_table};
+use crate::data::KnownSet;
 
 const ORIGIN: &str = "https://github.com/zhouhaoyi/ETDataset (folder ETT-small)";
 const LICENCE: &str = "CC BY-ND 4.0: pass on unmodified, with attribution";
@@ -82,8 +82,7 @@ pub struct EttConfig {
 
 impl DataSet for EttConfig {
     fn load(&self, dirs: &[PathBuf]) -> Result<Series, Error> {
-        let set = &KNOWN[self.variant as usize];
-        parse_table(set.name, &read_known(set, dirs)?, TableFormat::Dated("date"))
+        read_table(&KNOWN[self.variant as usize], dirs, TableFormat::Dated("date"))
     }
 
     fn borders(&self, n_rows: usize, lookback_len: usize) -> Result<Borders, String> {

@@ -3,15 +3,12 @@
 //! `npyz` reads these too, but its npz feature brings old encryption and compression crates and C
 //! builds; the format itself is a short header before plain numbers, so it is parsed here.
 
-use std::{
-    borrow::Cow,
-    io::{Cursor, Read},
-};
+use std::{borrow::Cow, io::Cursor};
 
 use ssm_train::error::Error;
 use zip::{ZipArchive, result::ZipError};
 
-use crate::data::DataFile;
+use crate::data::{DataFile, UNPACKED_MAX, read_at_most};
 
 /// A dense array in row-major order.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,13 +20,18 @@ pub(super) struct NpyArray {
 /// Reads array `key` of an archive, compressed or not.
 ///
 /// # Errors
-/// [`Error::Data`] for a broken archive, a missing key, another type than little-endian numbers.
+/// [`Error::Data`] for a broken archive, a missing key, another type than little-endian numbers, an
+/// array of more than 4 GiB.
 pub(super) fn read_array(file: &DataFile, key: &str) -> Result<NpyArray, Error> {
+    read_array_at_most(file, key, UNPACKED_MAX)
+}
+
+fn read_array_at_most(file: &DataFile, key: &str, limit: u64) -> Result<NpyArray, Error> {
     let hint = Some("the file may be cut off or not a NumPy archive; get it again");
     let broken = |reason: ZipError| file.error(format!("not a .npz archive: {reason}"), hint);
     let mut archive = ZipArchive::new(Cursor::new(&file.bytes)).map_err(broken)?;
     let names: Vec<String> = archive.file_names().flatten().map(Cow::into_owned).collect();
-    let mut entry = match archive.by_name(&format!("{key}.npy")) {
+    let entry = match archive.by_name(&format!("{key}.npy")) {
         Ok(entry) => entry,
         Err(ZipError::FileNotFound) => {
             let got = super::table::list(&names);
@@ -37,10 +39,11 @@ pub(super) fn read_array(file: &DataFile, key: &str) -> Result<NpyArray, Error> 
         }
         Err(reason) => return Err(broken(reason)),
     };
-    let mut bytes = Vec::new();
-    entry
-        .read_to_end(&mut bytes)
-        .map_err(|reason| file.error(format!("array `{key}`: {reason}"), hint))?;
+    let bytes = read_at_most(entry, limit)
+        .map_err(|reason| file.error(format!("array `{key}`: {reason}"), hint))?
+        .ok_or_else(|| {
+            file.error(format!("array `{key}`: unpacks to more than {limit} bytes"), None)
+        })?;
     parse(&bytes).map_err(|reason| file.error(format!("array `{key}`: {reason}"), None))
 }
 
@@ -145,6 +148,17 @@ pub(super) mod tests {
             assert_eq!(array.shape, [3, 2]);
             assert_eq!(array.values, [1.5, -2.0, 3.0, 4.0, 5.0, 6.0]);
         }
+    }
+
+    #[test]
+    fn an_array_that_unpacks_to_too_much_is_refused() {
+        let npy = npy("|u1", "(5000,)", &[0; 5000]);
+        let file = npz("data", &npy, CompressionMethod::Deflated);
+        let len = npy.len() as u64;
+        assert!(read_array_at_most(&file, "data", len).is_ok());
+        let error = read_array_at_most(&file, "data", len - 1).unwrap_err().to_string();
+        let expected = format!("`t.npz`: array `data`: unpacks to more than {} bytes", len - 1);
+        assert_eq!(error, expected);
     }
 
     #[test]

@@ -12,51 +12,50 @@ use ssm_train::error::Error;
 use super::{Borders, DataSet, Series, npz::read_array};
 use crate::data::{DataFile, KnownSet, read_known};
 
-const ORIGIN: &str = "https://github.com/thuml/iTransformer (its data archive)";
-const LICENCE: &str = "California Department of Transportation (PeMS), no explicit licence";
-
 pub(super) const KNOWN: [KnownSet; 4] = [
-    KnownSet {
-        name: "PEMS03",
-        task: "forecasting",
-        config: "pems = { variant = \"03\" }",
-        file: "timeseries/PEMS03.npz",
-        shape: "26208 rows x 358 variates, every 5 minutes, no dates",
-        licence: LICENCE,
-        origin: ORIGIN,
-        sha256: None,
-    },
-    KnownSet {
-        name: "PEMS04",
-        task: "forecasting",
-        config: "pems = { variant = \"04\" }",
-        file: "timeseries/PEMS04.npz",
-        shape: "16992 rows x 307 variates, every 5 minutes, no dates",
-        licence: LICENCE,
-        origin: ORIGIN,
-        sha256: None,
-    },
-    KnownSet {
-        name: "PEMS07",
-        task: "forecasting",
-        config: "pems = { variant = \"07\" }",
-        file: "timeseries/PEMS07.npz",
-        shape: "28224 rows x 883 variates, every 5 minutes, no dates",
-        licence: LICENCE,
-        origin: ORIGIN,
-        sha256: None,
-    },
-    KnownSet {
-        name: "PEMS08",
-        task: "forecasting",
-        config: "pems = { variant = \"08\" }",
-        file: "timeseries/PEMS08.npz",
-        shape: "17856 rows x 170 variates, every 5 minutes, no dates",
-        licence: LICENCE,
-        origin: ORIGIN,
-        sha256: None,
-    },
+    known(
+        "PEMS03",
+        "pems = { variant = \"03\" }",
+        "timeseries/PEMS03.npz",
+        "26208 rows x 358 variates, every 5 minutes, no dates",
+    ),
+    known(
+        "PEMS04",
+        "pems = { variant = \"04\" }",
+        "timeseries/PEMS04.npz",
+        "16992 rows x 307 variates, every 5 minutes, no dates",
+    ),
+    known(
+        "PEMS07",
+        "pems = { variant = \"07\" }",
+        "timeseries/PEMS07.npz",
+        "28224 rows x 883 variates, every 5 minutes, no dates",
+    ),
+    known(
+        "PEMS08",
+        "pems = { variant = \"08\" }",
+        "timeseries/PEMS08.npz",
+        "17856 rows x 170 variates, every 5 minutes, no dates",
+    ),
 ];
+
+const fn known(
+    name: &'static str,
+    config: &'static str,
+    file: &'static str,
+    shape: &'static str,
+) -> KnownSet {
+    KnownSet {
+        name,
+        task: "forecasting",
+        config,
+        file,
+        shape,
+        licence: "California Department of Transportation (PeMS), no explicit licence",
+        origin: "https://github.com/thuml/iTransformer (its data archive)",
+        sha256: None,
+    }
+}
 
 /// Which district.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

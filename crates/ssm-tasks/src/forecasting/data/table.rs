@@ -1,13 +1,13 @@
 //! CSV text to a table of numbers, with the place of whatever is wrong in it.
 
-use std::{collections::HashMap, fmt::Write};
+use std::{collections::HashMap, fmt::Write, path::PathBuf};
 
 use ::csv::{ByteRecord, ReaderBuilder};
 use jiff::civil::DateTime;
 use ssm_train::error::Error;
 
 use super::Series;
-use crate::data::DataFile;
+use crate::data::{DataFile, KnownSet, read_known};
 
 /// Formats that a date may have, the frequent ones first; digits need not be padded.
 const DATE_FORMATS: [&str; 8] = [
@@ -30,6 +30,18 @@ pub enum TableFormat<'a> {
     Undated,
     /// Numbers only. Columns are named `0`, `1`, and so on.
     Headless,
+}
+
+/// Finds a published table below `dirs` and reads it.
+///
+/// # Errors
+/// As [`read_known`] and [`parse_table`].
+pub(super) fn read_table(
+    set: &KnownSet,
+    dirs: &[PathBuf],
+    format: TableFormat<'_>,
+) -> Result<Series, Error> {
+    parse_table(set.name, &read_known(set, dirs)?, format)
 }
 
 /// Reads a table: a header (unless [`TableFormat::Headless`]), then one row of numbers a time step.

@@ -37,15 +37,15 @@ impl DLinearConfig {
         Vec::new()
     }
 
+    /// Number of parameters: two maps with biases.
+    #[must_use]
+    pub fn n_params(&self, lookback_len: usize, pred_len: usize) -> usize {
+        2 * (lookback_len + 1) * pred_len
+    }
+
     /// The model with fresh parameters: both maps as `torch.nn.Linear` starts.
     #[must_use]
-    pub fn init(
-        &self,
-        lookback_len: usize,
-        pred_len: usize,
-        init: &mut Init,
-        _device: &Device,
-    ) -> DLinear {
+    pub fn init(&self, lookback_len: usize, pred_len: usize, init: &mut Init) -> DLinear {
         DLinear {
             seasonal: init.linear(lookback_len, pred_len, true),
             trend: init.linear(lookback_len, pred_len, true),
@@ -69,6 +69,8 @@ pub struct DLinear {
 }
 
 impl DLinear {
+    pub(super) const READS_CALENDAR: bool = false;
+
     /// `[batch, n_variates, lookback_len]` to `[batch, n_variates, pred_len]`.
     #[must_use]
     pub fn forward(&self, input: Input) -> Tensor<3> {

@@ -1,7 +1,6 @@
 //! Forecasters: one file and one registry line each.
 
 mod dlinear;
-mod dropout;
 mod s_mamba;
 
 use burn::{
@@ -20,6 +19,10 @@ use super::window::Input;
 
 /// Upper bound of every length and width in a configuration: larger values are typing errors.
 pub(super) const N_MAX: usize = 65536;
+
+/// Upper bound of the number of parameters, three times the largest published selective SSM: sizes that
+/// are valid one by one may multiply to more than any memory holds.
+pub(super) const N_PARAMS_MAX: usize = 10_000_000_000;
 
 /// Declares the forecasters: their section in `[model]`, configuration and module.
 macro_rules! forecasters {
@@ -52,13 +55,24 @@ macro_rules! forecasters {
                 lookback_len: usize,
                 pred_len: usize,
                 init: &mut Init,
-                device: &Device,
             ) -> Forecaster {
                 match self {
                     $(Self::$variant(config) => {
-                        Forecaster::$variant(config.init(lookback_len, pred_len, init, device))
+                        Forecaster::$variant(config.init(lookback_len, pred_len, init))
                     })*
                 }
+            }
+
+            /// Number of parameters of a valid configuration.
+            #[must_use]
+            pub fn n_params(&self, lookback_len: usize, pred_len: usize) -> usize {
+                match self { $(Self::$variant(config) => config.n_params(lookback_len, pred_len),)* }
+            }
+
+            /// Whether the forecaster reads calendar features.
+            #[must_use]
+            pub fn reads_calendar(&self) -> bool {
+                match self { $(Self::$variant(_) => $variant::READS_CALENDAR,)* }
             }
         }
 

@@ -5,17 +5,17 @@ use burn::{
     nn::{LayerNorm, LayerNormConfig, Linear},
     tensor::{Device, Tensor},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
-    nn::{Bidirectional, BidirectionalConfig, Merge},
+    nn::{Bidirectional, BidirectionalConfig, Merge, dropout},
     ops::{linear::linear, pointwise::gelu},
 };
 use ssm_train::config::Issue;
 
-use super::{N_MAX, dropout::dropout};
-use crate::forecasting::window::Input;
+use super::N_MAX;
+use crate::{forecasting::window::Input, given};
 
 /// `[model.s_mamba]`. Defaults are those of the published program (S-D-Mamba@e7e8bf0, `run.py`),
 /// but for `d_ff`, which every published script sets to `d_model`.
@@ -35,14 +35,38 @@ pub struct SMambaConfig {
     pub use_norm: bool,
     /// How the two directions are merged. Default `"sum"`.
     pub merge: Merge,
-    /// The mixer of each direction. Default `mamba` with `d_state = 32`, `d_conv = 2`,
-    /// `expand = 1`.
+    /// The mixer of each direction. Default `mamba`; sizes that `[model.s_mamba.mixer.mamba]` leaves
+    /// out are `d_state = 32`, `d_conv = 2`, `expand = 1`, and not those of a Mamba by itself.
+    #[serde(deserialize_with = "mixer")]
     pub mixer: MixerConfig,
+}
+
+/// Mamba in the sizes of the published program.
+fn default_mamba() -> MambaConfig {
+    MambaConfig { d_state: 32, d_conv: 2, expand: 1, ..MambaConfig::default() }
+}
+
+/// Reads the mixer; what a table of Mamba leaves out is S-Mamba's default.
+fn mixer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<MixerConfig, D::Error> {
+    let (mut mixer, given) = given::deserialize(deserializer)?;
+    #[allow(irrefutable_let_patterns, reason = "refutable from the second mixer on")]
+    if let MixerConfig::Mamba(mamba) = &mut mixer {
+        let sizes = default_mamba();
+        for (name, size, default) in [
+            ("d_state", &mut mamba.d_state, sizes.d_state),
+            ("d_conv", &mut mamba.d_conv, sizes.d_conv),
+            ("expand", &mut mamba.expand, sizes.expand),
+        ] {
+            if !given.iter().any(|key| key == name) {
+                *size = default;
+            }
+        }
+    }
+    Ok(mixer)
 }
 
 impl Default for SMambaConfig {
     fn default() -> Self {
-        let mamba = MambaConfig { d_state: 32, d_conv: 2, expand: 1, ..MambaConfig::default() };
         Self {
             d_model: 512,
             d_ff: 512,
@@ -50,7 +74,7 @@ impl Default for SMambaConfig {
             dropout: 0.1,
             use_norm: true,
             merge: Merge::Sum,
-            mixer: MixerConfig::Mamba(mamba),
+            mixer: MixerConfig::Mamba(default_mamba()),
         }
     }
 }
@@ -83,18 +107,23 @@ impl SMambaConfig {
         issues
     }
 
+    /// Number of parameters of a valid configuration.
+    #[must_use]
+    pub fn n_params(&self, lookback_len: usize, pred_len: usize) -> usize {
+        let (d_model, d_ff) = (self.d_model, self.d_ff);
+        let norm = 2 * d_model;
+        let feed_forward = (d_model + 1) * d_ff + (d_ff + 1) * d_model;
+        let layer = 2 * self.mixer.n_params(d_model) + feed_forward + 2 * norm;
+        (lookback_len + 1) * d_model + self.n_layer * layer + norm + (d_model + 1) * pred_len
+    }
+
     /// The model with fresh parameters: linear maps as in torch, mixers by their own rule.
     #[must_use]
-    pub fn init(
-        &self,
-        lookback_len: usize,
-        pred_len: usize,
-        init: &mut Init,
-        device: &Device,
-    ) -> SMamba {
+    pub fn init(&self, lookback_len: usize, pred_len: usize, init: &mut Init) -> SMamba {
         let d_model = self.d_model;
+        let device = init.device().clone();
         let bidirectional = BidirectionalConfig { mixer: self.mixer.clone(), merge: self.merge };
-        let norm = || LayerNormConfig::new(d_model).with_epsilon(1e-5).init(device);
+        let norm = || LayerNormConfig::new(d_model).with_epsilon(1e-5).init(&device);
         SMamba {
             embedding: init.linear(lookback_len, d_model, true),
             layers: (0..self.n_layer)
@@ -149,6 +178,8 @@ pub struct SMamba {
 }
 
 impl SMamba {
+    pub(super) const READS_CALENDAR: bool = true;
+
     /// `[batch, n_variates, lookback_len]` to `[batch, n_variates, pred_len]`.
     #[must_use]
     pub fn forward(&self, input: Input) -> Tensor<3> {
@@ -223,10 +254,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_partial_mixer_table_keeps_the_other_sizes_of_s_mamba() {
+        let sizes = |text: &str| {
+            let config: SMambaConfig = toml::from_str(text).unwrap();
+            let table = toml::Table::try_from(&config).unwrap();
+            let mamba = &table["mixer"]["mamba"];
+            // The resolved configuration says all of it.
+            assert_eq!(toml::from_str::<SMambaConfig>(&table.to_string()).unwrap(), config);
+            ["d_state", "d_conv", "expand"].map(|name| mamba[name].as_integer().unwrap())
+        };
+        assert_eq!(sizes(""), [32, 2, 1]);
+        assert_eq!(sizes("[mixer.mamba]"), [32, 2, 1]);
+        assert_eq!(sizes("[mixer.mamba]\nd_state = 16"), [16, 2, 1]);
+        assert_eq!(sizes("mixer.mamba = { d_conv = 4, expand = 2 }"), [32, 4, 2]);
+    }
+
+    #[test]
+    fn mistakes_in_a_mixer_keep_their_place() {
+        for (text, message, place) in [
+            ("[mixer.mamba]\nd_sate = 8", "unknown field `d_sate`", "d_sate"),
+            ("[mixer.mamba]\nd_state = \"8\"", "invalid type: string \"8\"", "\"8\""),
+            ("[mixer.mamba9]\nd_state = 8", "unknown variant `mamba9`", "mamba9"),
+        ] {
+            let error = toml::from_str::<SMambaConfig>(text).unwrap_err();
+            assert!(error.message().starts_with(message), "{error}");
+            assert_eq!(&text[error.span().unwrap()], place, "{error}");
+        }
+    }
+
+    #[test]
     fn swapping_the_directions_and_reversing_the_variates_changes_nothing() {
         let device = Device::flex();
         let config = SMambaConfig { d_model: 16, d_ff: 24, ..SMambaConfig::default() };
-        let mut model = config.init(12, 5, &mut Init::new(3, &device), &device);
+        let mut model = config.init(12, 5, &mut Init::new(3, &device));
         let values: Vec<f32> = (0..2 * 7 * 12).map(|i| ((i * 37) % 101) as f32 / 50.0).collect();
         let x: Tensor<3> = Tensor::from_data(TensorData::new(values, [2, 7, 12]), &device);
 

@@ -3,7 +3,7 @@
 
 use burn::{
     module::{Module, Param},
-    nn::{Dropout, DropoutConfig, Linear},
+    nn::Linear,
     tensor::{
         Tensor, activation,
         module::{conv2d, max_pool2d},
@@ -11,7 +11,7 @@ use burn::{
     },
 };
 use serde::{Deserialize, Serialize};
-use ssm_core::init::Init;
+use ssm_core::{init::Init, nn::dropout};
 use ssm_train::config::Issue;
 
 use super::{dropout_issue, width_issues};
@@ -74,7 +74,7 @@ impl EmbedderConfig {
             layer
         });
         let layers = layers.collect();
-        Embedder { images, layers, dropout: DropoutConfig::new(self.dropout).init() }
+        Embedder { images, layers, dropout: self.dropout }
     }
 }
 
@@ -83,7 +83,8 @@ impl EmbedderConfig {
 pub struct Embedder {
     images: Option<ConvStem>,
     layers: Vec<Linear>,
-    dropout: Dropout,
+    #[module(skip)]
+    dropout: f64,
 }
 
 impl Embedder {
@@ -96,7 +97,7 @@ impl Embedder {
         };
         self.layers
             .iter()
-            .fold(x, |x, layer| self.dropout.forward(activation::relu(layer.forward(x))))
+            .fold(x, |x, layer| dropout(activation::relu(layer.forward(x)), self.dropout))
     }
 }
 

@@ -2,14 +2,14 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear},
+    nn::{LayerNorm, LayerNormConfig, Linear},
     tensor::{Device, Tensor, activation},
 };
 use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig, MixerError, SrMambaConfig},
-    nn::{AttentionPool, AttentionPoolConfig},
+    nn::{AttentionPool, AttentionPoolConfig, dropout},
     ops::{linear::linear, pointwise::gelu},
 };
 use ssm_train::config::Issue;
@@ -119,7 +119,7 @@ impl MambaMilConfig {
             norm: norm(),
             pool: pool.init(d_model, init),
             classifier: init.linear(d_model, n_outputs, true),
-            dropout: DropoutConfig::new(self.dropout).init(),
+            dropout: self.dropout,
             relu: self.activation == Activation::Relu,
         };
         match self.init {
@@ -157,7 +157,8 @@ pub struct MambaMil {
     norm: LayerNorm,
     pool: AttentionPool,
     classifier: Linear,
-    dropout: Dropout,
+    #[module(skip)]
+    dropout: f64,
     #[module(skip)]
     relu: bool,
 }
@@ -178,7 +179,7 @@ impl MambaMil {
         };
         let x = linear(&self.projection, x.unsqueeze_dim(0)); // [1, n_instances, d_model]
         let x = if self.relu { activation::relu(x) } else { gelu(x) };
-        let mut x = self.dropout.forward(x);
+        let mut x = dropout(x, self.dropout);
         for layer in &self.layers {
             x = x.clone() + layer.mixer.forward(layer.norm.forward(x));
         }

@@ -30,15 +30,20 @@ pub(in crate::report) fn lines(canvas: Canvas, labels: Labels<'_>, series: &[Ser
         return empty(canvas, labels);
     }
     let (x_low, x_high) = range(all.iter().map(|point| point.0));
-    let (y_low, y_high) = range(all.iter().map(|point| point.1));
     // Steps and horizons that begin near zero are read from zero.
     let x_low = if x_low > 0.0 && x_low <= 0.15 * x_high { 0.0 } else { x_low };
     let x = Axis::exact(x_low, x_high, (canvas.width / 75.0).clamp(4.0, 9.0) as usize);
-    let y = Axis::nice(y_low, y_high, (canvas.plot_height / 30.0).clamp(4.0, 7.0) as usize);
+    let y_ticks = (canvas.plot_height / 30.0).clamp(4.0, 7.0) as usize;
+    let y = Axis::of(all.iter().map(|point| point.1).collect(), y_ticks);
 
     let mut svg = String::new();
     let (plot, height) = frame(&mut svg, canvas, labels.y, series, &y, 2.0 * ROW);
     x_axis(&mut svg, &plot, &x, labels.x, height);
+    // What lies on both sides of zero is read from there: before and after the last known row.
+    if x.low < 0.0 && x.high > 0.0 {
+        let (at, top) = (px(plot.x(x.share(0.0))), px(plot.top));
+        let _ = write!(svg, "<path class=\"base\" d=\"M{at} {top}v{}\"/>", px(plot.height));
+    }
     // The first series lies on top of the others.
     for (index, one) in series.iter().enumerate().rev() {
         curve(&mut svg, &plot, (&x, &y), index, one);

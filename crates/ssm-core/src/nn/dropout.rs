@@ -13,9 +13,12 @@ use rand_chacha::{
 /// Sets a share of `probability` of the elements to zero and scales the others by
 /// `1 / (1 - probability)`; does nothing outside of training, that is, without autodiff.
 ///
+/// # Shapes
+/// Any; same shape and dtype out.
+///
 /// # Source
 /// Srivastava et al. 2014, "Dropout", in the scaled form of every framework.
-pub(super) fn dropout<const D: usize>(x: Tensor<D>, probability: f64) -> Tensor<D> {
+pub fn dropout<const D: usize>(x: Tensor<D>, probability: f64) -> Tensor<D> {
     let device = x.device();
     if probability == 0.0 || !device.is_autodiff() {
         return x;
@@ -26,7 +29,8 @@ pub(super) fn dropout<const D: usize>(x: Tensor<D>, probability: f64) -> Tensor<
         return x * mask * (1.0 / keep);
     }
     let mask = mask(x.shape().num_elements(), keep, key(&device));
-    x.clone() * Tensor::from_data(TensorData::new(mask, x.shape()), &device)
+    let mask = Tensor::from_data(TensorData::new(mask, x.shape()), (&device, x.dtype()));
+    x * mask
 }
 
 /// Only accelerator runtimes keep memory pools that they can report on.
@@ -54,6 +58,8 @@ fn mask(len: usize, keep: f64, key: u64) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::DType;
+
     use super::*;
 
     fn ones(device: &Device) -> Tensor<2> {
@@ -84,6 +90,14 @@ mod tests {
         assert_eq!(mask(1000, 0.5, 7), mask(1000, 0.5, 7));
         assert_ne!(mask(1000, 0.5, 7), mask(1000, 0.5, 8));
         assert_ne!(key(&device), key(&device));
+    }
+
+    #[test]
+    fn half_precision_stays_half() {
+        let x = ones(&Device::flex().autodiff()).cast(DType::BF16);
+        let dropped = dropout(x, 0.5);
+        assert_eq!(dropped.dtype(), DType::BF16);
+        assert!(values(dropped).iter().all(|value| *value == 0.0 || *value == 2.0));
     }
 
     #[test]

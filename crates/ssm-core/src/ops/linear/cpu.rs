@@ -1,0 +1,323 @@
+//! Linear maps on host memory: matrix products on views, threads over tiles of the result.
+//!
+//! Every tile is one product on one thread and no sum crosses tiles, so threads never wait for each
+//! other, and the results do not depend on their number.
+
+#![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
+
+use std::mem::{ManuallyDrop, MaybeUninit};
+
+#[cfg(feature = "flex")]
+use burn::backend::Flex;
+#[cfg(feature = "ndarray")]
+use burn::backend::NdArray;
+use burn::{
+    backend::{TensorMetadata, tensor::FloatTensor},
+    tensor::Shape,
+};
+use gemm::{Parallelism, gemm};
+use rayon::prelude::*;
+
+use super::extension::{LinearGradPrimitives, LinearOps, LinearOptions, LinearPrimitives, Parts};
+use crate::ops::{disjoint::Disjoint, primitive::HostBackend, simd::sum_outer};
+
+/// Products with fewer multiplications than this stay on one thread: waking another takes longer.
+const SERIAL: usize = 1 << 18;
+
+/// Smallest tile that a product is cut into, rows and columns: below it packing costs more than the
+/// product itself.
+const MIN_TILE: [usize; 2] = [32, 64];
+
+/// Rows from which a transposed copy of the weight is faster than a product that walks it against
+/// its order (measured: 82 against 107 GFLOP/s on one thread).
+const TRANSPOSE_ROWS: usize = 64;
+
+/// A matrix inside a slice.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    values: &'a [f32],
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> View<'a> {
+    fn rows(values: &'a [f32], width: usize) -> Self {
+        Self { values, row_stride: width, col_stride: 1 }
+    }
+
+    fn transposed(self) -> Self {
+        Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    /// The view without what lies before `row` and `col`.
+    fn from(self, row: usize, col: usize) -> Self {
+        Self { values: &self.values[row * self.row_stride + col * self.col_stride..], ..self }
+    }
+
+    /// One past the last element of a matrix of this size.
+    fn end(self, rows: usize, cols: usize) -> usize {
+        (rows - 1) * self.row_stride + (cols - 1) * self.col_stride + 1
+    }
+}
+
+/// One product: `out[.., first..first + n] (+)= lhs * rhs`.
+struct Product<'a> {
+    lhs: View<'a>,
+    rhs: View<'a>,
+    /// First column of the result inside of `out`.
+    first: usize,
+    n: usize,
+    k: usize,
+    add: bool,
+}
+
+impl Product<'_> {
+    /// Computes the tile of `rows` rows and `cols` columns at `(row, col)`.
+    ///
+    /// # Safety
+    /// No other thread may touch this tile of `out`.
+    unsafe fn tile(
+        &self,
+        out: &Disjoint<'_>,
+        out_stride: usize,
+        [row, col]: [usize; 2],
+        [rows, cols]: [usize; 2],
+    ) {
+        let (lhs, rhs) = (self.lhs.from(row, 0), self.rhs.from(0, col));
+        assert!(lhs.end(rows, self.k) <= lhs.values.len(), "left operand is too short");
+        assert!(rhs.end(self.k, cols) <= rhs.values.len(), "right operand is too short");
+        let at = row * out_stride + self.first + col;
+        // SAFETY: the operands hold what is read by the assertions above, `out.tile` checks the
+        // result, and its tile belongs to this thread by the caller's promise.
+        unsafe {
+            gemm(
+                rows,
+                cols,
+                self.k,
+                out.tile(at, [rows, cols], out_stride),
+                1,
+                out_stride as isize,
+                self.add,
+                lhs.values.as_ptr(),
+                lhs.col_stride as isize,
+                lhs.row_stride as isize,
+                rhs.values.as_ptr(),
+                rhs.col_stride as isize,
+                rhs.row_stride as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                Parallelism::None,
+            );
+        }
+    }
+}
+
+/// Runs products one after the other that share their rows; threads over tiles.
+fn run(m: usize, out: &Disjoint<'_>, out_stride: usize, products: &[Product<'_>]) {
+    let work: usize = products.iter().map(|product| m * product.n * product.k).sum();
+    let widest = products.iter().map(|product| product.n).max().unwrap_or(0);
+    if work == 0 {
+        return;
+    }
+    let threads = if work < SERIAL { 1 } else { rayon::current_num_threads() };
+    let row_tiles = threads.min(m.div_ceil(MIN_TILE[0])).max(1);
+    let col_tiles = threads.div_ceil(row_tiles).min(widest.div_ceil(MIN_TILE[1])).max(1);
+    let (row_step, col_step) = (m.div_ceil(row_tiles), widest.div_ceil(col_tiles));
+    let tile = |index: usize| {
+        let (row, col) = (index / col_tiles * row_step, index % col_tiles * col_step);
+        for product in products.iter().filter(|product| col < product.n) {
+            if row < m {
+                let size = [row_step.min(m - row), col_step.min(product.n - col)];
+                // SAFETY: tiles differ in their rows or columns, and one thread runs a tile's
+                // products in order.
+                unsafe { product.tile(out, out_stride, [row, col], size) };
+            }
+        }
+    };
+    match row_tiles * col_tiles {
+        1 => tile(0),
+        tiles => (0..tiles).into_par_iter().for_each(tile),
+    }
+}
+
+/// The result of products that together write every element of `[m, stride]`.
+fn written(m: usize, stride: usize, products: &[Product<'_>]) -> Vec<f32> {
+    let covered: usize = products.iter().filter(|p| !p.add).map(|p| p.n).sum();
+    if covered != stride || products.iter().any(|product| product.k == 0) {
+        let mut to = vec![0.0; m * stride];
+        run(m, &Disjoint::new(&mut to), stride, products);
+        return to;
+    }
+    // Zeros that are overwritten at once cost a pass over memory, and its page faults.
+    let mut to: Vec<MaybeUninit<f32>> = Vec::with_capacity(m * stride);
+    // SAFETY: `MaybeUninit` needs no initial value, and the capacity is that of the line above.
+    unsafe { to.set_len(m * stride) };
+    run(m, &Disjoint::unwritten(&mut to), stride, products);
+    let mut to = ManuallyDrop::new(to);
+    // SAFETY: the products cover all columns, each without reading what was there; the vector's
+    // memory has one owner, and `MaybeUninit<f32>` has the layout of `f32`.
+    unsafe { Vec::from_raw_parts(to.as_mut_ptr().cast(), to.len(), to.capacity()) }
+}
+
+/// The transpose of a row-major matrix with rows of `cols` values.
+fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
+    const BLOCK: usize = 16;
+    let rows = values.len() / cols;
+    let mut to = vec![0.0_f32; values.len()];
+    to.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, to)| {
+        let first = block * BLOCK;
+        // A block of rows is read from the cache as often as it has columns here.
+        for start in (0..rows).step_by(BLOCK) {
+            let end = rows.min(start + BLOCK);
+            for (col, to) in to.chunks_exact_mut(rows).enumerate() {
+                let from = values[start * cols + first + col..].iter().step_by(cols);
+                for (to, from) in to[start..end].iter_mut().zip(from) {
+                    *to = *from;
+                }
+            }
+        }
+    });
+    to
+}
+
+/// Shape of a part: that of `x` with another last axis.
+fn part_shape(x: &Shape, width: usize) -> Shape {
+    let mut dims = x.to_vec();
+    if let Some(last) = dims.last_mut() {
+        *last = width;
+    }
+    Shape::from(dims)
+}
+
+fn forward<B: HostBackend>(
+    input: LinearPrimitives<B>,
+    options: LinearOptions,
+) -> Vec<FloatTensor<B>> {
+    let [d_in, d_out] = input.weight.shape().dims();
+    let shape = input.x.shape();
+    let like = input.x.clone();
+    let (x, weight) = (B::values(input.x), B::values(input.weight));
+    let bias = B::maybe_values(input.bias);
+    let (x, weight) = (x.as_ref(), weight.as_ref());
+    let rows = x.len() / d_in;
+    let part = |(first, n): (usize, usize)| {
+        let product = Product {
+            lhs: View::rows(x, d_in),
+            rhs: View::rows(weight, d_out).from(0, first),
+            first: 0,
+            n,
+            k: d_in,
+            add: bias.is_some(),
+        };
+        let y = match &bias {
+            Some(bias) => {
+                let mut y = bias.as_ref()[first..first + n].repeat(rows);
+                run(rows, &Disjoint::new(&mut y), n, &[product]);
+                y
+            }
+            None => written(rows, n, &[product]),
+        };
+        B::tensor(y, part_shape(&shape, n), &like)
+    };
+    options.columns().map(part).collect()
+}
+
+fn backward<B: HostBackend>(
+    input: LinearPrimitives<B>,
+    grad_y: Parts<B>,
+    options: LinearOptions,
+) -> LinearGradPrimitives<B> {
+    let [d_in, d_out] = input.weight.shape().dims();
+    let types = input.clone();
+    let (x, weight) = (B::values(input.x), B::values(input.weight));
+    let (x, weight) = (x.as_ref(), weight.as_ref());
+    let rows = x.len() / d_in;
+    let parts: Vec<_> = grad_y
+        .into_options()
+        .into_iter()
+        .zip(options.columns())
+        .filter_map(|(grad, columns)| grad.map(|grad| (B::values(grad), columns)))
+        .collect();
+    let of_x = || {
+        let flipped = (rows >= TRANSPOSE_ROWS).then(|| transpose(weight, d_out));
+        let weight = match &flipped {
+            Some(flipped) => View::rows(flipped, d_in),
+            None => View::rows(weight, d_out).transposed(),
+        };
+        let products: Vec<_> = parts
+            .iter()
+            .enumerate()
+            .map(|(index, (grad, (first, n)))| Product {
+                lhs: View::rows(grad.as_ref(), *n),
+                rhs: weight.from(*first, 0),
+                first: 0,
+                n: d_in,
+                k: *n,
+                add: index > 0,
+            })
+            .collect();
+        written(rows, d_in, &products)
+    };
+    let of_weight = || {
+        let products: Vec<_> = parts
+            .iter()
+            .map(|(grad, (first, n))| Product {
+                lhs: View::rows(x, d_in).transposed(),
+                rhs: View::rows(grad.as_ref(), *n),
+                first: *first,
+                n: *n,
+                k: rows,
+                add: false,
+            })
+            .collect();
+        written(d_in, d_out, &products)
+    };
+    let (grad_x, grad_weight) =
+        rayon::join(|| options.grad_x.then(of_x), || options.grad_weight.then(of_weight));
+    let grad_bias = types.bias.clone().into_option().map(|like| {
+        let mut to = vec![0.0; d_out];
+        for (grad, (first, n)) in &parts {
+            let sum = sum_outer(grad.as_ref().to_vec(), rows);
+            to[*first..*first + *n].copy_from_slice(&sum);
+        }
+        B::tensor_like(to, &like)
+    });
+    LinearGradPrimitives {
+        x: grad_x.map(|to| B::tensor_like(to, &types.x)).into(),
+        weight: grad_weight.map(|to| B::tensor_like(to, &types.weight)).into(),
+        bias: grad_bias.into(),
+    }
+}
+
+#[cfg(feature = "flex")]
+impl LinearOps for Flex {
+    fn linear_fwd(input: LinearPrimitives<Self>, options: LinearOptions) -> Vec<FloatTensor<Self>> {
+        forward::<Self>(input, options)
+    }
+
+    fn linear_bwd(
+        input: LinearPrimitives<Self>,
+        grad_y: Parts<Self>,
+        options: LinearOptions,
+    ) -> LinearGradPrimitives<Self> {
+        backward::<Self>(input, grad_y, options)
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl LinearOps for NdArray {
+    fn linear_fwd(input: LinearPrimitives<Self>, options: LinearOptions) -> Vec<FloatTensor<Self>> {
+        forward::<Self>(input, options)
+    }
+
+    fn linear_bwd(
+        input: LinearPrimitives<Self>,
+        grad_y: Parts<Self>,
+        options: LinearOptions,
+    ) -> LinearGradPrimitives<Self> {
+        backward::<Self>(input, grad_y, options)
+    }
+}

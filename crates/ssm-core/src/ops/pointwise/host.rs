@@ -1,0 +1,52 @@
+//! The specification: reversal, GELU and its gradient on plain slices, in f64.
+//!
+//! Nothing of Burn is imported here.
+
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, PI};
+
+/// `y_t = x_{seq_len - 1 - t}` for every batch entry; shape `[batch, seq_len, channels]`.
+pub fn reverse(x: &[f64], [batch, seq_len, channels]: [usize; 3]) -> Vec<f64> {
+    let mut y = Vec::with_capacity(x.len());
+    for entry in 0..batch {
+        for t in (0..seq_len).rev() {
+            let row = (entry * seq_len + t) * channels;
+            y.extend_from_slice(&x[row..row + channels]);
+        }
+    }
+    y
+}
+
+/// `y = x * (1 + erf(x / sqrt 2)) / 2` for every element.
+pub fn gelu(x: &[f64]) -> Vec<f64> {
+    x.iter().map(|&x| x * normal_cdf(x)).collect()
+}
+
+/// The gradient of `sum(gelu(x) * grad_y)`: with `cdf` and `pdf` of the standard normal distribution,
+/// `gelu'(x) = cdf(x) + x pdf(x)`.
+pub fn gelu_backward(x: &[f64], grad_y: &[f64]) -> Vec<f64> {
+    let pdf = |x: f64| (-x * x / 2.0).exp() / (2.0 * PI).sqrt();
+    x.iter().zip(grad_y).map(|(&x, &grad)| grad * (normal_cdf(x) + x * pdf(x))).collect()
+}
+
+fn normal_cdf(x: f64) -> f64 {
+    0.5 * (1.0 + erf(x * FRAC_1_SQRT_2))
+}
+
+/// `erf(x) = 2 / sqrt(pi) e^{-x^2} sum_n 2^n x^{2n+1} / (1 3 5 .. (2n+1))`: all terms have the sign
+/// of `x`, so nothing cancels. From 6 on the result is 1 in f64.
+///
+/// # Source
+/// Abramowitz & Stegun, formula 7.1.6.
+pub fn erf(x: f64) -> f64 {
+    if x.abs() >= 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum, mut n) = (x, x, 0.0);
+    // A NaN compares false and is returned.
+    while term.abs() > 1e-17 * sum.abs() {
+        n += 1.0;
+        term *= 2.0 * x * x / (2.0 * n + 1.0);
+        sum += term;
+    }
+    FRAC_2_SQRT_PI * (-x * x).exp() * sum
+}
