@@ -97,7 +97,7 @@ fn pad(x: Tensor<3>, len: usize) -> Tensor<3> {
     if len == seq_len {
         return x;
     }
-    let zeros = Tensor::zeros([batch, len - seq_len, channels], &x.device());
+    let zeros = Tensor::zeros([batch, len - seq_len, channels], (&x.device(), x.dtype()));
     Tensor::cat(vec![x, zeros], 1)
 }
 
@@ -131,7 +131,7 @@ fn restore_padding(y: Tensor<3>, seq_len: usize, rate: usize) -> Tensor<3> {
     let head = y.clone().narrow(1, 0, full * rows);
     let tail = y.narrow(1, full * rows, (rate - full) * (rows - 1));
     let tail: Tensor<4> = tail.reshape([batch, rate - full, rows - 1, channels]);
-    let zeros = Tensor::zeros([batch, rate - full, 1, channels], &tail.device());
+    let zeros = Tensor::zeros([batch, rate - full, 1, channels], (&tail.device(), tail.dtype()));
     let tail = Tensor::cat(vec![tail, zeros], 2).reshape([batch, (rate - full) * rows, channels]);
     Tensor::cat(vec![head, tail], 1)
 }
