@@ -85,6 +85,13 @@ pub trait TaskConfig: Sized {
 
     /// Everything that is wrong with the values, before any file or device is touched.
     fn validate(options: &Self::Options, data: &Self::Data, model: &Self::Model) -> Vec<Issue>;
+
+    /// Whether the model has layers for `train.recompute = "layer"` to act on. By default it has not,
+    /// and the setting is refused.
+    fn has_layers(model: &Self::Model) -> bool {
+        let _ = model;
+        false
+    }
 }
 
 /// Data, model, loss and score of one science.

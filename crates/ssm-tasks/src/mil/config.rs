@@ -84,6 +84,10 @@ impl TaskConfig for MilConfig {
         issues.extend(model.validate());
         issues
     }
+
+    fn has_layers(model: &BagModelConfig) -> bool {
+        matches!(model, BagModelConfig::MambaMil(_))
+    }
 }
 
 #[cfg(test)]

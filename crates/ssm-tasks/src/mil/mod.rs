@@ -36,7 +36,7 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use serde::{Deserialize, Serialize};
 use ssm_core::init::Init;
 use ssm_train::{
-    config::{Issue, Settings},
+    config::{Issue, Recompute, Settings},
     error::Error,
     report::Table,
     result::RunResult,
@@ -170,7 +170,12 @@ impl Task for MilTask {
             scaler,
             bins,
         };
-        let bag_model = restore(&artifacts, model, settings.seed, settings.fold, device);
+        let mut bag_model = restore(&artifacts, model, settings.seed, settings.fold, device);
+        if let (BagModel::MambaMil(mamba_mil), Some(Recompute::Layer)) =
+            (&mut bag_model, settings.recompute)
+        {
+            mamba_mil.recompute_layers();
+        }
         let task = Self {
             options: options.clone(),
             settings: settings.clone(),

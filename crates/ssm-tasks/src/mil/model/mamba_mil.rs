@@ -10,7 +10,7 @@ use ssm_core::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig, MixerError, SrMambaConfig},
     nn::{AttentionPool, AttentionPoolConfig, dropout},
-    ops::{linear::linear, pointwise::gelu},
+    ops::{linear::linear, pointwise::gelu, recompute::recompute},
 };
 use ssm_train::config::Issue;
 
@@ -121,6 +121,7 @@ impl MambaMilConfig {
             classifier: init.linear(d_model, n_outputs, true),
             dropout: self.dropout,
             relu: self.activation == Activation::Relu,
+            recompute: false,
         };
         match self.init {
             Initialisation::Mamba => model,
@@ -161,6 +162,9 @@ pub struct MambaMil {
     dropout: f64,
     #[module(skip)]
     relu: bool,
+    /// Whether the backward pass runs each layer again.
+    #[module(skip)]
+    recompute: bool,
 }
 
 #[derive(Module, Debug)]
@@ -169,7 +173,18 @@ struct Layer {
     mixer: AnyMixer,
 }
 
+impl Layer {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        x.clone() + self.mixer.forward(self.norm.forward(x))
+    }
+}
+
 impl MambaMil {
+    /// From now on the backward pass runs each layer again instead of keeping what is in it.
+    pub fn recompute_layers(&mut self) {
+        self.recompute = true;
+    }
+
     /// `[n_instances, d_feature]` to logits and attention.
     #[must_use]
     pub fn forward(&self, x: Tensor<2>) -> Output {
@@ -181,7 +196,7 @@ impl MambaMil {
         let x = if self.relu { activation::relu(x) } else { gelu(x) };
         let mut x = dropout(x, self.dropout);
         for layer in &self.layers {
-            x = x.clone() + layer.mixer.forward(layer.norm.forward(x));
+            x = if self.recompute { recompute(layer, x, Layer::forward) } else { layer.forward(x) };
         }
         let (pooled, attention) = self.pool.forward(self.norm.forward(x));
         Output {
