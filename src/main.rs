@@ -4,8 +4,10 @@
 //! 2 wrong usage, configuration or data, 3 the run directory could not be written, 128 + signal
 //! number after an interrupt that left a checkpoint.
 
+mod check;
 mod data;
 mod evaluate;
+mod heatmap;
 mod predict;
 mod train;
 
@@ -37,8 +39,12 @@ enum Verb {
     Train(train::TrainArgs),
     /// Score a trained run again.
     Eval(evaluate::EvalArgs),
+    /// Look for whatever is wrong with the data of a configuration, before training.
+    Check(check::CheckArgs),
     /// Apply a trained run to a file.
     Predict(predict::PredictArgs),
+    /// Draw where on a slide a trained run looks.
+    Heatmap(heatmap::HeatmapArgs),
     /// Data sets that the tasks know.
     Data(data::DataArgs),
 }
@@ -106,7 +112,9 @@ fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Train(args) => train::run(args),
         Verb::Eval(args) => evaluate::run(args),
+        Verb::Check(args) => check::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Heatmap(args) => heatmap::run(args),
         Verb::Data(args) => data::run(&args),
     };
     match done {

@@ -17,8 +17,9 @@ use crate::{DeviceArgs, evaluate::task_of, print};
 pub(crate) struct PredictArgs {
     /// Run directory, as in `runs/etth1_96_smamba`.
     run: PathBuf,
-    /// What to predict from; for forecasting a CSV with the columns of the training data.
-    #[arg(long, value_name = "FILE")]
+    /// What to predict from: for forecasting a CSV with the columns of the training data, for bags a
+    /// file with the features of one slide.
+    #[arg(long, visible_alias = "slide", value_name = "FILE")]
     input: PathBuf,
     /// Where to write the result. Default: standard output.
     #[arg(long, value_name = "FILE")]
@@ -42,7 +43,9 @@ impl TaskVisitor for Predict {
         let (config, artifacts, model) = ssm_train::loading::restore_model::<T::Config, _>(
             &run,
             device.as_ref(),
-            |config, device| T::restore(&config.task, &config.model, config.run.seed, device),
+            |config, artifacts, device| {
+                T::restore(&config.task, &config.model, artifacts, config.run.seed, device)
+            },
         )?;
         let text = T::predict(&config.task, &artifacts, &model, &input)?;
         let Some(output) = output else { return print(&text) };

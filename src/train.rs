@@ -22,6 +22,9 @@ pub(crate) struct TrainArgs {
     /// Continue the run of this name from its newest checkpoint.
     #[arg(long)]
     resume: bool,
+    /// Train this fold only, counted from 0; the same as `--set run.fold=…`. Default: all folds.
+    #[arg(long, value_name = "K")]
+    fold: Option<usize>,
     /// Backend, with an index as in `cuda:0`; the same as `--set device.backend=…`.
     #[arg(long, value_name = "BACKEND[:INDEX]")]
     device: Option<String>,
@@ -47,7 +50,8 @@ impl TaskVisitor for Train {
     type Output = Result<(), Error>;
 
     fn visit<T: TaskEntry>(self) -> Self::Output {
-        let TrainArgs { config, mut overrides, resume, device, quiet, json, data } = self.0;
+        let TrainArgs { config, mut overrides, resume, fold, device, quiet, json, data } = self.0;
+        overrides.extend(fold.map(|fold| format!("run.fold={fold}")));
         if let Some(device) = device {
             let section = crate::device_section(&device)?;
             overrides.push(format!("device.backend={}", section.backend));
@@ -55,7 +59,7 @@ impl TaskVisitor for Train {
         }
         let config = Config::<T::Config>::load(&config, &overrides)?;
         let options = TrainOptions { resume, quiet, data_dirs: data.resolve() };
-        let summary = ssm_train::train::<T>(&config, &options)?;
+        let summary = ssm_train::train_all::<T>(&config, &options)?;
         if json {
             return print(&format!("{}\n", as_json(&summary)));
         }

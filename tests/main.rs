@@ -4,4 +4,5 @@
 
 mod mistakes;
 mod runs;
+mod slides;
 mod support;

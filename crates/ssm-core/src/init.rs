@@ -46,6 +46,14 @@ impl Init {
         self.draw(shape, |init| low + (high - low) * init.unit())
     }
 
+    /// Normal, by Box and Muller's transform.
+    pub fn normal<const D: usize>(&mut self, shape: [usize; D], mean: f64, std: f64) -> Tensor<D> {
+        self.draw(shape, |init| {
+            let radius = (-2.0 * (1.0 - init.unit()).ln()).sqrt();
+            mean + std * radius * (std::f64::consts::TAU * init.unit()).cos()
+        })
+    }
+
     /// A linear layer with the default initialisation of `torch.nn.Linear`: weights and bias uniform
     /// in `+-1/sqrt(d_in)`.
     pub fn linear(&mut self, d_in: usize, d_out: usize, bias: bool) -> Linear {
@@ -101,5 +109,14 @@ mod tests {
         assert!(dt.iter().all(|dt| (0.999e-3..0.1001).contains(dt)));
         let mean_log = dt.iter().map(|dt| dt.ln()).sum::<f64>() / 2000.0;
         assert!((mean_log - (1e-3_f64.ln() + 0.1_f64.ln()) / 2.0).abs() < 0.1);
+    }
+
+    #[test]
+    fn normal_draws_have_their_moments() {
+        let device = Device::flex();
+        let x = values(Init::new(1, &device).normal([20_000], 2.0, 0.5));
+        let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / x.len() as f64;
+        let var = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / x.len() as f64;
+        assert!((mean - 2.0).abs() < 0.02 && (var.sqrt() - 0.5).abs() < 0.02);
     }
 }

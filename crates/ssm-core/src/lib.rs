@@ -3,8 +3,9 @@
 //! | room | what lives there | may import |
 //! |---|---|---|
 //! | [`ops`] | recurrences and convolutions: specification, reference, kernels, gradients | Burn |
-//! | [`mixers`] | sequence mixers behind one trait, one file each | `ops`, `init` |
-//! | [`nn`] | blocks, stacks, both directions | `mixers`, `init` |
+//! | [`mixers`] | sequence mixers behind one trait, one file each | `ops`, `order`, `init` |
+//! | [`nn`] | blocks, stacks, both directions, pooling | `mixers`, `order`, `init` |
+//! | [`order`] | orders in which a sequence is scanned | `ops` |
 //! | [`init`] | initial values from a seed | Burn |
 //!
 //! # Glossary
@@ -27,3 +28,4 @@ pub mod init;
 pub mod mixers;
 pub mod nn;
 pub mod ops;
+pub mod order;

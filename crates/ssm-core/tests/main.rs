@@ -4,6 +4,7 @@ mod causal_conv1d;
 mod golden;
 mod linear;
 mod mixer_laws;
+mod order;
 mod pointwise;
 mod selective_scan;
 mod support;

@@ -6,12 +6,15 @@
 pub mod data;
 pub mod forecasting;
 mod given;
+pub mod mil;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use ssm_train::{
+    config::Settings,
     error::Error,
+    report::Table,
     task::{Task, TaskConfig},
 };
 
@@ -19,6 +22,8 @@ use crate::data::KnownSet;
 
 /// Configuration options of a task.
 pub type OptionsOf<T> = <<T as Task>::Config as TaskConfig>::Options;
+/// Data section of a task.
+pub type DataOf<T> = <<T as Task>::Config as TaskConfig>::Data;
 /// Model section of a task.
 pub type ModelOf<T> = <<T as Task>::Config as TaskConfig>::Model;
 
@@ -28,12 +33,18 @@ pub trait TaskEntry: Task {
     fn known_sets() -> Vec<KnownSet>;
 
     /// The model of a configuration with fresh parameters, without reading any data.
+    ///
+    /// `artifacts` are what [`Task::artifacts`] gave when the model was trained.
+    ///
+    /// # Errors
+    /// Artifacts of another task.
     fn restore(
         options: &OptionsOf<Self>,
         model: &ModelOf<Self>,
+        artifacts: &serde_json::Value,
         seed: u64,
         device: &Device,
-    ) -> Self::Model;
+    ) -> Result<Self::Model, Error>;
 
     /// Applies a trained model to a file of the user and returns the text of the result.
     ///
@@ -47,6 +58,55 @@ pub trait TaskEntry: Task {
         model: &Self::Model,
         input: &Path,
     ) -> Result<String, Error>;
+
+    /// Where on a slide a trained model looks, as a PNG file; most tasks have no slides.
+    ///
+    /// # Errors
+    /// A missing or malformed slide, or a task without slides.
+    fn heatmap(
+        artifacts: &serde_json::Value,
+        model: &Self::Model,
+        request: &HeatmapRequest,
+    ) -> Result<Vec<u8>, Error> {
+        let _ = (artifacts, model, request);
+        Err(Error::Usage {
+            message: format!("the task `{}` has no heatmaps", Self::Config::NAME),
+            hint: Some("name the run directory of a `mil` run".to_owned()),
+        })
+    }
+
+    /// Looks for whatever is wrong with the data before anything is trained: tables of what is there,
+    /// and how many findings stand in the way. By default the data is read as for training.
+    ///
+    /// # Errors
+    /// Data that cannot be read at all.
+    fn check(
+        options: &OptionsOf<Self>,
+        data: &DataOf<Self>,
+        model: &ModelOf<Self>,
+        settings: &Settings,
+        device: &Device,
+    ) -> Result<(Vec<Table>, usize), Error> {
+        let (task, _) = Self::new(options, data, model, settings, device)?;
+        let table = Table {
+            title: "Data".to_owned(),
+            columns: vec!["found".to_owned()],
+            rows: vec![vec![task.describe()]],
+            note: String::new(),
+        };
+        Ok((vec![table], 0))
+    }
+}
+
+/// What to draw a heatmap of.
+#[derive(Clone, Debug, Default)]
+pub struct HeatmapRequest {
+    /// Features and coordinates of the slide.
+    pub slide: PathBuf,
+    /// A small picture of the whole slide, PNG, to draw over.
+    pub thumbnail: Option<PathBuf>,
+    /// Width and height of the slide in pixels of the full resolution.
+    pub slide_size: Option<[f64; 2]>,
 }
 
 /// Something to do with a task that is known by name only at run time.
@@ -91,6 +151,8 @@ macro_rules! tasks {
 tasks! {
     /// Multivariate forecasting.
     forecasting::ForecastingTask;
+    /// Multiple-instance learning: computational pathology.
+    mil::MilTask;
 }
 
 #[cfg(test)]
@@ -115,7 +177,7 @@ mod tests {
         let error = with_task("forcasting", Name).unwrap_err();
         assert_eq!(
             error.report(),
-            "error: unknown task `forcasting`\nhint: the tasks are forecasting"
+            "error: unknown task `forcasting`\nhint: the tasks are forecasting, mil"
         );
     }
 }

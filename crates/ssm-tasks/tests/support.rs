@@ -69,7 +69,8 @@ pub(crate) fn csv(path: &Path) -> DataConfig {
 
 /// Batches of 16 and evaluation in batches of `eval_batch_size`.
 pub(crate) fn settings(eval_batch_size: usize) -> Settings {
-    Settings { seed: 2023, batch_size: 16, eval_batch_size, data_dirs: data_dirs() }
+    let data_dirs = data_dirs();
+    Settings { seed: 2023, batch_size: 16, eval_batch_size, recompute: None, fold: 0, data_dirs }
 }
 
 /// A small S-Mamba.

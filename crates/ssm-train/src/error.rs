@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, io, path::PathBuf};
 
-use crate::config::Diagnostic;
+use crate::config::{Diagnostic, Issue};
 
 /// Everything that can stop a run.
 ///
@@ -125,6 +125,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// A configuration error of `issues` that only show once a task has read its data, without a line.
+    ///
+    /// `origin` names what was read.
+    #[must_use]
+    pub fn issues(origin: &str, issues: Vec<Issue>) -> Self {
+        let diagnostics = issues.into_iter().map(|issue| Diagnostic::unplaced(origin, issue));
+        Self::Config { diagnostics: diagnostics.collect() }
+    }
+
     /// What the user can do about it, as one line without `hint:`.
     ///
     /// [`Error::Config`] has none here: each of its diagnostics carries its own.

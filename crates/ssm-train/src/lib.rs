@@ -9,6 +9,7 @@
 //! | [`device`] | what computes |
 //! | [`plan`], [`schedule`] | what happens at which step, as pure functions |
 //! | [`trainer`] | the loop |
+//! | [`folds`] | several runs that are reported together |
 //! | [`adam`], [`optim`] | how gradients become updates |
 //! | [`checkpoint`], [`position`] | how a run survives anything |
 //! | [`run_dir`], [`logging`], [`result`] | what a run leaves behind |
@@ -22,6 +23,7 @@ pub mod conclusion;
 pub mod config;
 pub mod device;
 pub mod error;
+pub mod folds;
 mod gradients;
 mod interrupt;
 pub mod loading;
@@ -42,6 +44,7 @@ pub use self::{
     conclusion::Summary,
     config::Config,
     error::Error,
+    folds::train_all,
     loading::{evaluate, load_model},
     task::Task,
     trainer::{TrainOptions, train},

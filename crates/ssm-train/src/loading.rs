@@ -70,14 +70,15 @@ pub fn evaluate<T: Task>(
 
 /// The configuration, the artifacts and the best model of a run, without reading its data.
 ///
-/// `build` makes the model with any initial values; they are replaced by those of the checkpoint.
+/// `build` makes the model with any initial values from the configuration and the artifacts; the
+/// values are replaced by those of the checkpoint.
 ///
 /// # Errors
 /// As [`load_model`], but for the data.
 pub fn restore_model<C: TaskConfig, M: Module>(
     run_dir: &Path,
     device: Option<&DeviceSection>,
-    build: impl FnOnce(&Config<C>, &Device) -> M,
+    build: impl FnOnce(&Config<C>, &serde_json::Value, &Device) -> Result<M, Error>,
 ) -> Result<(Config<C>, serde_json::Value, M), Error> {
     let mut config = config_of::<C>(run_dir)?;
     if let Some(device) = device {
@@ -86,7 +87,7 @@ pub fn restore_model<C: TaskConfig, M: Module>(
     let origin = run_dir::info(run_dir)?;
     let checkpoint = Checkpoints::of_run(run_dir).load_best()?;
     let device = device::open(&config.device.backend, config.device.index)?;
-    let model = checkpoint.model(build(&config, &device))?;
+    let model = checkpoint.model(build(&config, &origin.artifacts, &device)?)?;
     Ok((config, origin.artifacts, model))
 }
 

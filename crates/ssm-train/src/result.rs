@@ -23,6 +23,8 @@ pub struct RunResult {
     pub metrics: Metrics,
     /// Tables of the task; the first one sums the run up.
     pub tables: Vec<Table>,
+    /// What the task keeps of its samples, `null` for most.
+    pub details: serde_json::Value,
 }
 
 /// As written; a score that is not finite is `null`.
@@ -33,6 +35,8 @@ struct Written {
     scored_step: u64,
     metrics: std::collections::BTreeMap<String, Option<f64>>,
     tables: Vec<WrittenTable>,
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    details: serde_json::Value,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -46,8 +50,9 @@ struct WrittenTable {
 
 impl RunResult {
     pub(crate) fn new(steps: u64, scored_step: u64, outcome: &Outcome) -> Self {
-        let Outcome { metrics, tables, .. } = outcome;
-        Self { steps, scored_step, metrics: metrics.clone(), tables: tables.clone() }
+        let Outcome { metrics, tables, details, .. } = outcome;
+        let (metrics, tables, details) = (metrics.clone(), tables.clone(), details.clone());
+        Self { steps, scored_step, metrics, tables, details }
     }
 
     /// Writes the file.
@@ -67,24 +72,26 @@ impl RunResult {
 }
 
 impl From<RunResult> for Written {
-    fn from(RunResult { steps, scored_step, metrics, tables }: RunResult) -> Self {
+    fn from(RunResult { steps, scored_step, metrics, tables, details }: RunResult) -> Self {
         Self {
             steps,
             scored_step,
             metrics: metrics.into_iter().map(|(name, score)| (name, Some(score))).collect(),
             tables: tables.into_iter().map(WrittenTable::from).collect(),
+            details,
         }
     }
 }
 
 impl From<Written> for RunResult {
-    fn from(Written { steps, scored_step, metrics, tables }: Written) -> Self {
+    fn from(Written { steps, scored_step, metrics, tables, details }: Written) -> Self {
         let metrics = metrics.into_iter();
         Self {
             steps,
             scored_step,
             metrics: metrics.map(|(name, score)| (name, score.unwrap_or(f64::NAN))).collect(),
             tables: tables.into_iter().map(Table::from).collect(),
+            details,
         }
     }
 }
@@ -121,6 +128,7 @@ mod tests {
             scored_step: 5,
             metrics: Metrics::from([("mse".into(), 0.25)]),
             tables: vec![table],
+            details: serde_json::json!({ "samples": [1, 2.5] }),
         };
         result.save(&path).unwrap();
         assert_eq!(RunResult::load(&path), Some(result));

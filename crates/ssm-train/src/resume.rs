@@ -19,15 +19,16 @@ use crate::{
 const FIXED: [&str; 6] =
     ["task", "data", "model", "train.batch_size", "train.accumulate", "run.seed"];
 
-/// Keys that may change without a word of their own: they change how long the run is and what is
-/// kept of it. What another length does to the learning rate is said by [`changed_rates`].
-const FREE: [&str; 8] = [
+/// Keys that may change without a word of their own: they change how long the run is, what is
+/// kept of it, and what memory it takes. What another length does to the learning rate is said by [`changed_rates`].
+const FREE: [&str; 9] = [
     "run.name",
     "run.dir",
     "train.epochs",
     "train.steps",
     "train.patience",
     "train.eval_batch_size",
+    "train.recompute",
     "checkpoint",
     "log",
 ];

@@ -3,7 +3,7 @@
 //! The engine knows steps, gradients, checkpoints and files. A [`Task`] knows data, a model, a loss
 //! and a score. Nothing else passes between them, so a new task never edits the engine.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use burn::{
     module::Module,
@@ -15,6 +15,7 @@ use crate::{
     config::{Issue, Settings},
     error::Error,
     report::{Figure, Table},
+    result::RunResult,
 };
 
 /// A named part of the data. While it trains the trainer passes [`Split::Valid`] only; the test split
@@ -59,7 +60,7 @@ pub struct Loss {
 }
 
 /// What a finished run has to show: scores on the test split, tables and figures for the report.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Outcome {
     /// Scores on the test split.
     pub metrics: Metrics,
@@ -67,6 +68,8 @@ pub struct Outcome {
     pub tables: Vec<Table>,
     /// Figures for the report.
     pub figures: Vec<Figure>,
+    /// What [`Task::combine`] needs of a fold besides its scores; written to `result.json`.
+    pub details: serde_json::Value,
 }
 
 /// The task's own sections of a configuration file: `[task.<NAME>]`, `[data]` and `[model]`.
@@ -82,6 +85,13 @@ pub trait TaskConfig: Sized {
 
     /// Everything that is wrong with the values, before any file or device is touched.
     fn validate(options: &Self::Options, data: &Self::Data, model: &Self::Model) -> Vec<Issue>;
+
+    /// Whether the model has layers for `train.recompute = "layer"` to act on. By default it has not,
+    /// and the setting is refused.
+    fn has_layers(model: &Self::Model) -> bool {
+        let _ = model;
+        false
+    }
 }
 
 /// Data, model, loss and score of one science.
@@ -95,6 +105,35 @@ pub trait Task: Sized {
     type Model: Module;
     /// Host data of one micro-batch.
     type Batch: Send;
+
+    /// Number of folds: runs that differ in their splits and are reported together. One by default.
+    ///
+    /// With more than one, [`Task::new`] is told by `settings.fold` which splits to make.
+    ///
+    /// # Errors
+    /// Data that has to be read to know the number, and cannot be.
+    fn n_folds(
+        options: &<Self::Config as TaskConfig>::Options,
+        data: &<Self::Config as TaskConfig>::Data,
+        data_dirs: &[PathBuf],
+    ) -> Result<usize, Error> {
+        let _ = (options, data, data_dirs);
+        Ok(1)
+    }
+
+    /// What all folds came to, in their order. By default every score of every fold, with mean and
+    /// standard deviation.
+    ///
+    /// # Errors
+    /// Details of a fold that cannot be understood.
+    fn combine(
+        options: &<Self::Config as TaskConfig>::Options,
+        data: &<Self::Config as TaskConfig>::Data,
+        folds: &[RunResult],
+    ) -> Result<Outcome, Error> {
+        let _ = (options, data);
+        Ok(crate::folds::scores(folds))
+    }
 
     /// Reads the data and builds the model, its initial values drawn from `settings.seed`.
     ///

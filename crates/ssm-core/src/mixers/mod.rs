@@ -3,6 +3,7 @@
 //! A new mixer is a file here and one line in the registry at the foot of this one; the laws of
 //! `tests/mixer_laws.rs` then run on it. May import `ops`, `init` and Burn; never `nn`, never another mixer.
 
+mod branched_mamba;
 mod mamba;
 
 use burn::{
@@ -11,7 +12,13 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::mamba::{Mamba, MambaConfig, MambaState};
+pub use self::{
+    branched_mamba::{
+        BiMamba, BiMambaConfig, Branch, BranchConfig, BranchedMamba, NoState, SrMamba,
+        SrMambaConfig,
+    },
+    mamba::{Mamba, MambaConfig, MambaState},
+};
 use crate::init::Init;
 
 /// A layer that lets the steps of a sequence see each other.
@@ -100,6 +107,7 @@ macro_rules! mixers {
 
         /// The state of any registered mixer.
         #[derive(Clone, Debug)]
+        #[allow(clippy::large_enum_variant, reason = "mixers without a state need no room")]
         pub enum MixerState {
             $($(#[$doc])* $name($state),)+
         }
@@ -165,4 +173,8 @@ macro_rules! mixers {
 mixers! {
     /// Selective SSM (S6). Gu & Dao 2023, arXiv:2312.00752.
     Mamba(MambaConfig, MambaState),
+    /// Mamba with a second, re-ordered branch. Yang et al. 2024, arXiv:2403.06800.
+    SrMamba(SrMambaConfig, NoState),
+    /// Mamba with a second branch from the end. Zhu et al. 2024, arXiv:2401.09417.
+    BiMamba(BiMambaConfig, NoState),
 }

@@ -6,6 +6,7 @@
 //! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | hand-written, one launch |
 //! | [`linear`] | - | Burn's matmul | `cpu.rs` | hand-written |
 //! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | hand-written |
+//! | [`recompute`] | Chen et al. 2016, arXiv:1604.06174 | the layer itself | - | runs the layer again |
 //!
 //! Each op with a kernel is written three times and proved pairwise: `host` (plain slices, f64),
 //! `reference` (tensors, ordinary autodiff; for `pointwise` Burn's function of the same name) and the
@@ -21,5 +22,6 @@ mod kernel;
 pub mod linear;
 pub mod pointwise;
 pub mod primitive;
+pub mod recompute;
 pub mod selective_scan;
 mod simd;

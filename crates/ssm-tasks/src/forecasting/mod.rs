@@ -352,10 +352,11 @@ impl TaskEntry for ForecastingTask {
     fn restore(
         options: &ForecastingOptions,
         model: &ForecasterConfig,
+        _artifacts: &serde_json::Value,
         seed: u64,
         device: &Device,
-    ) -> Forecaster {
-        restore(options, model, seed, device)
+    ) -> Result<Forecaster, Error> {
+        Ok(restore(options, model, seed, device))
     }
 
     fn predict(

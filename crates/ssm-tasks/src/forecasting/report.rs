@@ -36,6 +36,7 @@ pub(super) fn conclude(task: &ForecastingTask, model: &Forecaster) -> Result<Out
         metrics,
         tables: vec![table(task, rows)],
         figures: vec![examples(task, model)?, by_step(&all), by_variate(task, &all)],
+        ..Outcome::default()
     })
 }
 

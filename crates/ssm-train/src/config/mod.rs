@@ -26,7 +26,9 @@ use toml::de::{DeTable, DeValue};
 
 pub use diagnostic::{Diagnostic, Excerpt};
 pub use names::nearest;
-pub use sections::{CheckpointSection, DeviceSection, LogSection, Optim, RunSection, TrainSection};
+pub use sections::{
+    CheckpointSection, DeviceSection, LogSection, Optim, Recompute, RunSection, TrainSection,
+};
 use source::Sources;
 pub use source::read;
 
@@ -82,6 +84,10 @@ pub struct Settings {
     pub batch_size: usize,
     /// `train.eval_batch_size`: samples at a time in an evaluation.
     pub eval_batch_size: usize,
+    /// `train.recompute`: only given to a task that has layers.
+    pub recompute: Option<Recompute>,
+    /// `run.fold`, 0 for a task without folds.
+    pub fold: usize,
     /// Directories that data files are searched in, in order.
     pub data_dirs: Vec<PathBuf>,
 }
@@ -187,6 +193,12 @@ impl<T: TaskConfig> Config<T> {
         issues.extend(validate::optim(&self.optim));
         issues.extend(validate::schedule(&self.schedule, &self.train));
         issues.extend(validate::train(&self.train));
+        if self.train.recompute.is_some() && !T::has_layers(&self.model) {
+            issues.push(Issue::new(
+                "train.recompute",
+                "the chosen model has no layers that could be computed again",
+            ));
+        }
         issues.extend(validate::checkpoint(&self.checkpoint));
         issues.extend(validate::log(&self.log));
         if let Ok(resolved) = toml::from_str(&self.to_toml()) {
@@ -248,6 +260,8 @@ impl<T: TaskConfig> Config<T> {
             seed: self.run.seed,
             batch_size: self.train.batch_size,
             eval_batch_size: self.train.eval_batch_size,
+            recompute: self.train.recompute,
+            fold: self.run.fold.unwrap_or(0),
             data_dirs,
         }
     }

@@ -16,11 +16,15 @@ pub struct RunSection {
     /// Seed of everything random: initial values, data order, dropout; 0 to 2^63 - 1 (the integers
     /// of TOML). Default 0.
     pub seed: u64,
+    /// Which fold of a task with several this run trains, counted from 0. Default: absent, all of
+    /// them, each in a directory of its own below that of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fold: Option<usize>,
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        Self { name: String::new(), dir: PathBuf::from("runs"), seed: 0 }
+        Self { name: String::new(), dir: PathBuf::from("runs"), seed: 0, fold: None }
     }
 }
 
@@ -152,6 +156,18 @@ pub struct TrainSection {
     /// Optimiser steps between evaluations, >= 1. Default: absent, at the end of every epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_every_steps: Option<u64>,
+    /// What the backward pass computes again instead of finding it kept; takes a third more time and
+    /// much less memory, for the same gradients. Default: absent, nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recompute: Option<Recompute>,
+}
+
+/// What a backward pass may compute again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recompute {
+    /// Everything inside each layer: only the inputs of layers are kept.
+    Layer,
 }
 
 impl Default for TrainSection {
@@ -165,6 +181,7 @@ impl Default for TrainSection {
             clip_norm: None,
             patience: None,
             eval_every_steps: None,
+            recompute: None,
         }
     }
 }

@@ -64,8 +64,14 @@ every_steps = 50
     assert_eq!(config.to_toml(), expected);
     assert_eq!(config.run.path(), Path::new("runs/x"));
     let settings = config.settings(vec!["data".into()]);
-    let expected =
-        Settings { seed: 7, batch_size: 16, eval_batch_size: 16, data_dirs: vec!["data".into()] };
+    let expected = Settings {
+        seed: 7,
+        batch_size: 16,
+        eval_batch_size: 16,
+        recompute: None,
+        fold: 0,
+        data_dirs: vec!["data".into()],
+    };
     assert_eq!(settings, expected);
 }
 

@@ -234,10 +234,9 @@ fn finished_runs_can_be_loaded_and_scored_again() {
     let best = summary.best.unwrap().value;
     assert!((valid["mse"] - best).abs() <= 1e-6 * best);
 
-    let build = |config: &Config<ToyConfig>, device: &Device| {
-        Toy::new(&config.task, &config.data, &config.model, &config.settings(Vec::new()), device)
-            .unwrap()
-            .1
+    let build = |config: &Config<ToyConfig>, _: &serde_json::Value, device: &Device| {
+        let settings = config.settings(Vec::new());
+        Ok(Toy::new(&config.task, &config.data, &config.model, &settings, device)?.1)
     };
     let (_, artifacts, restored) = restore_model(&path, None, build).unwrap();
     assert_eq!(artifacts["rows"], N_TRAIN);

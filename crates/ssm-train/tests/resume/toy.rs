@@ -233,7 +233,7 @@ impl Task for Toy {
             note: String::new(),
         };
         let metrics = Metrics::from([("mse".to_owned(), mse)]);
-        Ok(Outcome { metrics, tables: vec![table], figures: Vec::new() })
+        Ok(Outcome { metrics, tables: vec![table], ..Outcome::default() })
     }
 }
 

@@ -1,0 +1,333 @@
+//! Mamba with two branches that read the sequence in different orders between one in-projection and
+//! one out-projection: SR-Mamba, and the bidirectional Mamba of Vision Mamba.
+//!
+//! Each branch has a convolution, an `x_proj`, a `dt_proj`, an `a_log` and a `d` of its own. The second
+//! one is gated in its own order, brought back, and added to the first.
+
+use burn::{
+    module::{Module, Param},
+    nn::Linear,
+    tensor::{Bool, FloatDType, Tensor},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Mixer, MixerError, require};
+use crate::{
+    init::{Init, a_log_s4d_real, dt_bias},
+    ops::{
+        causal_conv1d::{ConvArgs, causal_conv1d},
+        linear::{linear, linear_loose, linear_split},
+        selective_scan::{ScanArgs, selective_scan},
+    },
+    order::ScanOrder,
+};
+
+/// Sizes and initial ranges of the branches; defaults are Mamba's.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct BranchConfig {
+    /// State size N of each channel, at least 1. Default 16.
+    pub d_state: usize,
+    /// Width of the causal convolution in steps, at least 1. Default 4.
+    pub d_conv: usize,
+    /// `d_inner / d_model`, at least 1. Default 2.
+    pub expand: usize,
+    /// Rank of the projection of the step size, 1 to `d_inner`. Default `ceil(d_model / 16)`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dt_rank: Option<usize>,
+    /// Smallest initial step size, above 0. Default 0.001.
+    pub dt_min: f64,
+    /// Largest initial step size, above `dt_min`, at most 1000. Default 0.1.
+    pub dt_max: f64,
+    /// Floor of the initial step size, above 0, at most 1000. Default 1e-4.
+    pub dt_init_floor: f64,
+}
+
+/// A state forgets everything in much shorter steps; far above it the bias is no f32 any more.
+const DT_LIMIT: f64 = 1000.0;
+
+impl Default for BranchConfig {
+    fn default() -> Self {
+        Self {
+            d_state: 16,
+            d_conv: 4,
+            expand: 2,
+            dt_rank: None,
+            dt_min: 1e-3,
+            dt_max: 0.1,
+            dt_init_floor: 1e-4,
+        }
+    }
+}
+
+impl BranchConfig {
+    /// The rank in use: given, or `ceil(d_model / 16)`.
+    fn dt_rank(&self, d_model: usize) -> usize {
+        self.dt_rank.unwrap_or(d_model.div_ceil(16))
+    }
+
+    fn validate(&self, d_model: usize) -> Result<(), MixerError> {
+        require((1..=4096).contains(&self.d_state), "branch.d_state", self.d_state, "1 to 4096")?;
+        require((1..=64).contains(&self.d_conv), "branch.d_conv", self.d_conv, "1 to 64")?;
+        require((1..=64).contains(&self.expand), "branch.expand", self.expand, "1 to 64")?;
+        let (rank, d_inner) = (self.dt_rank(d_model), self.expand * d_model);
+        require((1..=d_inner).contains(&rank), "branch.dt_rank", rank, &format!("1 to {d_inner}"))?;
+        require(self.dt_min > 0.0, "branch.dt_min", self.dt_min, "a number above 0")?;
+        require(
+            self.dt_max > self.dt_min && self.dt_max <= DT_LIMIT,
+            "branch.dt_max",
+            self.dt_max,
+            &format!("a number above `branch.dt_min` = {}, at most {DT_LIMIT}", self.dt_min),
+        )?;
+        require(
+            self.dt_init_floor > 0.0 && self.dt_init_floor <= DT_LIMIT,
+            "branch.dt_init_floor",
+            self.dt_init_floor,
+            &format!("a number above 0, at most {DT_LIMIT}"),
+        )
+    }
+
+    /// Number of parameters of a mixer with two such branches.
+    fn n_params(&self, d_model: usize) -> usize {
+        let (d_inner, dt_rank) = (self.expand * d_model, self.dt_rank(d_model));
+        let conv1d = d_inner * (self.d_conv + 1);
+        let x_proj = d_inner * (dt_rank + 2 * self.d_state);
+        let dt_proj = (dt_rank + 1) * d_inner;
+        let a_log_and_d = d_inner * (self.d_state + 1);
+        3 * d_model * d_inner + 2 * (conv1d + x_proj + dt_proj + a_log_and_d)
+    }
+
+    /// One branch as the official code of Mamba initialises its only one.
+    fn init_branch(&self, d_model: usize, init: &mut Init) -> Branch {
+        let d_inner = self.expand * d_model;
+        let dt_rank = self.dt_rank(d_model);
+        let conv_bound = (self.d_conv as f64).powf(-0.5);
+        let dt_bound = (dt_rank as f64).powf(-0.5);
+        let conv_weight = init.uniform([d_inner, 1, self.d_conv], -conv_bound, conv_bound);
+        let conv_bias = init.uniform([d_inner], -conv_bound, conv_bound);
+        let x_proj = init.linear(d_inner, dt_rank + 2 * self.d_state, false);
+        let dt_weight = init.uniform([dt_rank, d_inner], -dt_bound, dt_bound);
+        let dt_bias = dt_bias(init, d_inner, self.dt_min, self.dt_max, self.dt_init_floor);
+        Branch {
+            conv1d: Conv1d {
+                weight: Param::from_tensor(conv_weight),
+                bias: Param::from_tensor(conv_bias),
+            },
+            x_proj,
+            dt_proj: Linear {
+                weight: Param::from_tensor(dt_weight),
+                bias: Some(Param::from_tensor(dt_bias)),
+            },
+            a_log: Param::from_tensor(a_log_s4d_real(d_inner, self.d_state, init.device())),
+            d: Param::from_tensor(Tensor::ones([d_inner], init.device())),
+        }
+    }
+
+    fn init(&self, order: ScanOrder, d_model: usize, init: &mut Init) -> BranchedMamba {
+        let in_proj = init.linear(d_model, 2 * self.expand * d_model, false);
+        let branch = self.init_branch(d_model, init);
+        let branch_b = self.init_branch(d_model, init);
+        let out_proj = init.linear(self.expand * d_model, d_model, false);
+        BranchedMamba { in_proj, branch, branch_b, out_proj, order }
+    }
+}
+
+/// SR-Mamba: the second branch reads every `rate`-th position, then every `rate`-th from the next one
+/// on, and so on.
+///
+/// # Source
+/// Yang et al. 2024, arXiv:2403.06800, in the form that the published program runs on a GPU
+/// (isyangshu/MambaMIL@9aea39e); its path without a GPU kernel flips the sequence instead.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct SrMambaConfig {
+    /// Distance of neighbours in the new order, at least 1. Default 10 (official code; its scripts
+    /// use 5). The width of a raster makes vertical neighbours adjacent.
+    pub rate: usize,
+    /// Whether the zeros that fill the sequence up to a multiple of `rate` are left out of the second
+    /// branch. Default false, as published: they stand after the in-projection and run through
+    /// convolution and scan like instances, so that states decay on them.
+    pub masked: bool,
+    /// The branches.
+    pub branch: BranchConfig,
+}
+
+impl Default for SrMambaConfig {
+    fn default() -> Self {
+        Self { rate: 10, masked: false, branch: BranchConfig::default() }
+    }
+}
+
+impl SrMambaConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// The first field out of its range.
+    pub fn validate(&self, d_model: usize) -> Result<(), MixerError> {
+        require((1..=1 << 20).contains(&self.rate), "rate", self.rate, "1 to 1048576")?;
+        self.branch.validate(d_model)
+    }
+
+    /// Number of parameters of a valid configuration.
+    pub fn n_params(&self, d_model: usize) -> usize {
+        self.branch.n_params(d_model)
+    }
+
+    /// A mixer with freshly drawn parameters.
+    pub fn init(&self, d_model: usize, init: &mut Init) -> SrMamba {
+        let order = ScanOrder::Strided { rate: self.rate, padded: !self.masked };
+        self.branch.init(order, d_model, init)
+    }
+}
+
+/// Bidirectional Mamba of Vision Mamba ("v2"), as MambaMIL offers it: the second branch reads from
+/// the end, and the two are summed.
+///
+/// # Source
+/// Zhu et al. 2024, arXiv:2401.09417, which takes the mean; isyangshu/MambaMIL@9aea39e sums.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct BiMambaConfig {
+    /// The branches.
+    pub branch: BranchConfig,
+}
+
+impl BiMambaConfig {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// The first field out of its range.
+    pub fn validate(&self, d_model: usize) -> Result<(), MixerError> {
+        self.branch.validate(d_model)
+    }
+
+    /// Number of parameters of a valid configuration.
+    pub fn n_params(&self, d_model: usize) -> usize {
+        self.branch.n_params(d_model)
+    }
+
+    /// A mixer with freshly drawn parameters.
+    pub fn init(&self, d_model: usize, init: &mut Init) -> BiMamba {
+        self.branch.init(ScanOrder::Reversed, d_model, init)
+    }
+}
+
+/// Built by [`SrMambaConfig::init`].
+pub type SrMamba = BranchedMamba;
+/// Built by [`BiMambaConfig::init`].
+pub type BiMamba = BranchedMamba;
+
+/// `out_proj(branch(xz) + undo(branch_b(order(xz))))` with `xz = in_proj(x)`.
+///
+/// # Shapes
+/// `[batch, seq_len, d_model]` in and out.
+#[derive(Module, Debug)]
+pub struct BranchedMamba {
+    in_proj: Linear,
+    /// Reads the order of the sequence.
+    pub branch: Branch,
+    /// Reads the other order.
+    pub branch_b: Branch,
+    out_proj: Linear,
+    #[module(skip)]
+    order: ScanOrder,
+}
+
+impl BranchedMamba {
+    /// What goes into the out-projection, `[batch, seq_len, d_inner]`.
+    pub fn merged(&self, x: Tensor<3>) -> Tensor<3> {
+        let [_, seq_len, _] = x.dims();
+        let [_, d_inner_twice] = self.in_proj.weight.dims();
+        let d_inner = d_inner_twice / 2;
+        let [x, z] = linear_split(&self.in_proj, x, [d_inner; 2]);
+        let (x_b, z_b) = (self.order.apply(x.clone()), self.order.apply(z.clone()));
+        let y_b = self.order.undo(self.branch_b.forward(x_b, z_b), seq_len);
+        self.branch.forward(x, z) + y_b
+    }
+}
+
+/// The depthwise filter's parameters.
+#[derive(Module, Debug)]
+struct Conv1d {
+    /// `[d_inner, 1, d_conv]`
+    weight: Param<Tensor<3>>,
+    /// `[d_inner]`
+    bias: Param<Tensor<1>>,
+}
+
+/// What lies between the projections of Mamba: convolution, selective scan, gate.
+#[derive(Module, Debug)]
+pub struct Branch {
+    conv1d: Conv1d,
+    x_proj: Linear,
+    dt_proj: Linear,
+    /// `[d_inner, d_state]`
+    a_log: Param<Tensor<2>>,
+    /// `[d_inner]`
+    d: Param<Tensor<1>>,
+}
+
+impl Branch {
+    /// `x`, `z` and the output: `[batch, seq_len, d_inner]`.
+    fn forward(&self, x: Tensor<3>, z: Tensor<3>) -> Tensor<3> {
+        let [_, d_state] = self.a_log.dims();
+        let [dt_rank, _] = self.dt_proj.weight.dims();
+        let u = causal_conv1d(ConvArgs {
+            x,
+            weight: self.conv1d.weight.val().squeeze_dim(1),
+            bias: Some(self.conv1d.bias.val()),
+            silu: true,
+            initial_state: None,
+            resets: None,
+        });
+        let [dt, b, c] = linear_split(&self.x_proj, u.clone(), [dt_rank, d_state, d_state]);
+        let out = selective_scan(ScanArgs {
+            u,
+            delta: linear_loose(self.dt_proj.weight.val(), None, dt),
+            // In f32 for any dtype of the weights, as in `mamba.rs`.
+            a: -self.a_log.val().cast(FloatDType::F32).exp(),
+            b,
+            c,
+            d: Some(self.d.val()),
+            z: Some(z),
+            // Added inside the scan, before softplus.
+            delta_bias: self.dt_proj.bias.as_ref().map(Param::val),
+            delta_softplus: true,
+            initial_state: None,
+            resets: None,
+        });
+        out.y
+    }
+}
+
+/// The state of a mixer that sees the whole sequence: there is none.
+#[derive(Clone, Debug)]
+pub enum NoState {}
+
+impl Mixer for BranchedMamba {
+    type State = NoState;
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        linear(&self.out_proj, self.merged(x))
+    }
+
+    fn init_state(&self, _batch: usize) -> Result<NoState, MixerError> {
+        let mixer = if self.order == ScanOrder::Reversed { "bi_mamba" } else { "sr_mamba" };
+        Err(MixerError::NotCausal { mixer })
+    }
+
+    fn prefill(
+        &self,
+        _x: Tensor<3>,
+        _resets: Option<Tensor<2, Bool>>,
+        state: &mut NoState,
+    ) -> Tensor<3> {
+        match *state {}
+    }
+
+    fn scale_output(mut self, factor: f64) -> Self {
+        // Detached: a scaled leaf must stay a leaf.
+        self.out_proj.weight = Param::from_tensor((self.out_proj.weight.val() * factor).detach());
+        self
+    }
+}

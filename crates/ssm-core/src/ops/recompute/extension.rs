@@ -1,0 +1,53 @@
+//! The seam between the public function and the backends.
+
+#![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use burn::backend::{Backend, DispatchTensor, backend_extension, tensor::FloatTensor};
+
+/// From the gradient of the output to those of the input and of the parameters.
+type Run = Box<dyn FnOnce(DispatchTensor) -> [DispatchTensor; 2] + Send>;
+
+/// The second pass: runs once, in the backward pass.
+#[derive(Clone)]
+pub struct Again(Arc<Mutex<Option<Run>>>);
+
+impl Again {
+    /// What to do with the gradient of the output.
+    pub fn new(run: impl FnOnce(DispatchTensor) -> [DispatchTensor; 2] + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::new(run)))))
+    }
+
+    /// Does it; `None` if it was done before.
+    pub fn run(self, grad_y: DispatchTensor) -> Option<[DispatchTensor; 2]> {
+        // Taken out of the lock first: what runs may take long, and may fail.
+        let run = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        run.map(|run| run(grad_y))
+    }
+}
+
+impl fmt::Debug for Again {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Again")
+    }
+}
+
+/// Outputs whose gradients are computed by running something again.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Autodiff
+)]
+pub trait RecomputeOps: Backend {
+    /// `y`, which was computed from `x` and `params` without autodiff.
+    fn recompute(
+        x: FloatTensor<Self>,
+        params: FloatTensor<Self>,
+        y: FloatTensor<Self>,
+        again: Again,
+    ) -> FloatTensor<Self>;
+}

@@ -1,0 +1,6 @@
+//! Multiple-instance learning from outside.
+
+mod configs;
+mod features;
+mod scores;
+mod task;
