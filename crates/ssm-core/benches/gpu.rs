@@ -10,9 +10,11 @@
 
 use std::time::Instant;
 
+#[cfg(any(feature = "vulkan", feature = "webgpu"))]
+use burn::tensor::DeviceKind;
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Device, DeviceKind, Distribution, FloatDType, Tensor},
+    tensor::{DType, Device, Distribution, FloatDType, Tensor},
 };
 use ssm_core::{
     init::Init,

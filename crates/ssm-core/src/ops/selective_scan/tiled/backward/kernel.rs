@@ -1,5 +1,14 @@
 //! Gradients; or of a segment what its outputs add to the gradient of the state before it.
 
+#![allow(
+    clippy::collapsible_else_if,
+    clippy::collapsible_if,
+    clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
+    clippy::too_many_arguments,
+    reason = "kernels are expanded, not run: conditions known then stay apart, arguments are buffers"
+)]
+
 use cubecl::{ir::ElemType, prelude::*};
 
 use crate::ops::{
