@@ -1,5 +1,14 @@
 //! Functions inside of kernels, and the copies that bring tensors into the form of portable kernels.
 
+#![allow(
+    clippy::collapsible_else_if,
+    clippy::collapsible_if,
+    clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
+    clippy::too_many_arguments,
+    reason = "kernels are expanded, not run: conditions known then stay apart, arguments are buffers"
+)]
+
 use cubecl::{ir::ElemType, prelude::*};
 
 /// `e^x`; `base2` says that `x` is already scaled by `log2 e`, for the chip's own instruction.

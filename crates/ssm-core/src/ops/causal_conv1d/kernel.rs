@@ -3,6 +3,15 @@
 //! A unit slides a window over its steps. Backwards it also slides the gradients of the window, and
 //! reads `d_conv - 1` steps of its right neighbour, so that no two units write to one place.
 
+#![allow(
+    clippy::collapsible_else_if,
+    clippy::collapsible_if,
+    clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
+    clippy::too_many_arguments,
+    reason = "kernels are expanded, not run: conditions known then stay apart, arguments are buffers"
+)]
+
 use cubecl::{ir::ElemType, prelude::*};
 
 use crate::ops::kernel::sigmoid;

@@ -1,5 +1,14 @@
 //! One unit for each vector of elements.
 
+#![allow(
+    clippy::collapsible_else_if,
+    clippy::collapsible_if,
+    clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
+    clippy::too_many_arguments,
+    reason = "kernels are expanded, not run: conditions known then stay apart, arguments are buffers"
+)]
+
 use cubecl::{ir::ElemType, prelude::*};
 
 /// `y[entry, t] = x[entry, seq_len - 1 - t]`; `width` vectors a step.

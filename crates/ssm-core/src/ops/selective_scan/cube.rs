@@ -1,7 +1,7 @@
 //! The scan on devices of CubeCL: which kernels run, and the sum that ends both backward passes.
 
 use burn::{
-    backend::{TensorMetadata, tensor::FloatTensor},
+    backend::{TensorMetadata, cubecl::dtype_to_elem_type, tensor::FloatTensor},
     tensor::DType,
 };
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
@@ -10,10 +10,10 @@ use super::{
     extension::{ScanGradPrimitives, ScanOptions, ScanPrimitives, SelectiveScanOps},
     host::ScanDims,
     kernel::scan_reduce,
-    portable,
+    portable, tiled,
 };
 use crate::ops::{
-    cube::{cast, elem, empty, empty_f32, independent},
+    cube::{cast, empty, empty_f32, independent},
     primitive::Maybe,
 };
 
@@ -45,8 +45,10 @@ pub(super) fn reduce(
     let ScanDims { batch, seq_len, d_inner, d_state, n_groups } = dims;
     let n_rows = batch * seq_len * n_groups * d_state;
     let rows = [batch, seq_len, n_groups * d_state];
-    let b = empty(&types.b, rows, types.b.dtype);
-    let c = empty(&types.b, rows, types.b.dtype);
+    // One type for both: f32 where they differ.
+    let dtype = if types.b.dtype == types.c.dtype { types.b.dtype } else { DType::F32 };
+    let b = empty(&types.b, rows, dtype);
+    let c = empty(&types.b, rows, dtype);
     let a = empty_f32(&types.a, [d_inner, d_state]);
     let present = |tensor: &Maybe<CubeBackend>| match tensor {
         Maybe::Present(like) => Some(like.dtype),
@@ -80,12 +82,12 @@ pub(super) fn reduce(
             stride,
             d_type.is_some(),
             bias_type.is_some(),
-            elem(&b),
+            dtype_to_elem_type(dtype),
         );
     }
     SharedGrads {
         a: cast(a, types.a.dtype),
-        b,
+        b: cast(b, types.b.dtype),
         c: cast(c, types.c.dtype),
         d: d_type.map(|dtype| cast(d, dtype)).into(),
         delta_bias: bias_type.map(|dtype| cast(delta_bias, dtype)).into(),
@@ -98,7 +100,10 @@ impl SelectiveScanOps for CubeBackend {
         options: ScanOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let dims = dims(&input);
-        let [y, final_state, states] = portable::forward(input, dims, options);
+        let [y, final_state, states] = match tiled::Plan::new(&input.u.client, dims) {
+            Some(plan) => tiled::forward(input, plan, dims, options),
+            None => portable::forward(input, dims, options),
+        };
         (y, final_state, states)
     }
 
@@ -110,6 +115,9 @@ impl SelectiveScanOps for CubeBackend {
         options: ScanOptions,
     ) -> ScanGradPrimitives<Self> {
         let dims = dims(&input);
-        portable::backward(input, states, grad_y, grad_final, dims, options)
+        match tiled::Plan::new(&input.u.client, dims) {
+            Some(plan) => tiled::backward(input, states, grad_y, grad_final, plan, dims, options),
+            None => portable::backward(input, states, grad_y, grad_final, dims, options),
+        }
     }
 }

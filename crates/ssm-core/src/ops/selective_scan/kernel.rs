@@ -1,5 +1,14 @@
 //! The sum that ends both backward kernels.
 
+#![allow(
+    clippy::collapsible_else_if,
+    clippy::collapsible_if,
+    clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
+    clippy::too_many_arguments,
+    reason = "kernels are expanded, not run: conditions known then stay apart, arguments are buffers"
+)]
+
 use cubecl::{ir::ElemType, prelude::*};
 
 /// Sums what cubes (or units) left of the gradients that they share, always in the same order.

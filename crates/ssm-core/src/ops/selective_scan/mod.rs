@@ -32,6 +32,8 @@ mod kernel;
 mod portable;
 pub mod reference;
 mod simd;
+#[cfg(feature = "cube")]
+mod tiled;
 
 use burn::{
     backend::Dispatch,

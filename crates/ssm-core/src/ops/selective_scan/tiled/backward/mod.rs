@@ -1,0 +1,3 @@
+//! The backward pass.
+
+pub(super) mod kernel;
