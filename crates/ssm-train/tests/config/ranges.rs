@@ -247,3 +247,18 @@ error: `task.toy.width`: `mean` needs a width other than 8
 "#,
     );
 }
+
+#[test]
+fn layers_are_not_computed_again_where_there_are_none() {
+    rejects(
+        &edited("epochs = 3", "epochs = 3\nrecompute = \"layer\""),
+        &[],
+        r#"
+error: `train.recompute`: the chosen model has no layers that could be computed again
+  --> configs/x.toml:24:13
+   |
+24 | recompute = "layer"
+   |             ^^^^^^^
+"#,
+    );
+}

@@ -56,19 +56,35 @@ pub fn recompute<M: Module + 'static>(
     let again = Again::new(move |grad_y| {
         let module = plain.train();
         let x = inner.autodiff().require_grad();
-        let y = forward(&module, x.clone());
-        let grad_y: Tensor<3> = Tensor::from_dispatch(grad_y);
-        let grads = (y * grad_y.autodiff()).sum().backward();
+        let grads = backward_from(forward(&module, x.clone()), Tensor::from_dispatch(grad_y));
         let grad_x = x.grad(&grads).unwrap_or_else(|| x.inner().zeros_like());
         [grad_x.into_dispatch(), flat(&module, Some(&grads)).into_dispatch()]
     });
-    let y = <Dispatch as RecomputeOps>::recompute(
-        x.into_dispatch(),
-        params.into_dispatch(),
-        y.autodiff().into_dispatch(),
-        again,
-    );
-    Tensor::from_dispatch(y)
+    attach(x, params, y, again)
+}
+
+/// `y` with a place in the graph: behind `x` and `params`, with `again` as its backward pass.
+fn attach<const D: usize>(
+    x: Tensor<3>,
+    params: Tensor<1>,
+    y: Tensor<D>,
+    again: Again,
+) -> Tensor<D> {
+    let (x, params) = (x.into_dispatch(), params.into_dispatch());
+    let y = y.autodiff().into_dispatch();
+    Tensor::from_dispatch(<Dispatch as RecomputeOps>::recompute(x, params, y, again))
+}
+
+/// The backward pass from a gradient that is there already.
+///
+/// As that of `sum(y * grad_y)`, without the product, and without `y`.
+fn backward_from(y: Tensor<3>, grad_y: Tensor<3>) -> Gradients {
+    let none: Tensor<1> = Tensor::zeros([1], &grad_y.device());
+    let again = {
+        let none = none.clone();
+        Again::new(move |_| [grad_y.into_dispatch(), none.into_dispatch()])
+    };
+    attach(y, none.clone().autodiff(), none, again).backward()
 }
 
 /// The parameters of a module one after the other, or their gradients.

@@ -175,8 +175,13 @@ struct Layer {
 
 impl Layer {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        x.clone() + self.mixer.forward(self.norm.forward(x))
+        x.clone() + self.mixer.forward(normalised(&self.norm, x))
     }
+}
+
+/// Autodiff keeps two more copies of a long bag for a norm, which are cheaper to compute again.
+fn normalised(norm: &LayerNorm, x: Tensor<3>) -> Tensor<3> {
+    recompute(norm, x, |norm, x| norm.forward(x))
 }
 
 impl MambaMil {
@@ -198,7 +203,7 @@ impl MambaMil {
         for layer in &self.layers {
             x = if self.recompute { recompute(layer, x, Layer::forward) } else { layer.forward(x) };
         }
-        let (pooled, attention) = self.pool.forward(self.norm.forward(x));
+        let (pooled, attention) = self.pool.forward(normalised(&self.norm, x));
         Output {
             logits: self.classifier.forward(pooled).squeeze_dim(0),
             attention: Some(attention.squeeze_dim(0)),
