@@ -1,12 +1,12 @@
 //! Operations: the recurrences and convolutions that mixers are made of.
 //!
-//! | op | paper | reference | cpu | backward |
-//! |---|---|---|---|---|
-//! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd.rs` | hand-written, one launch |
-//! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | hand-written, one launch |
-//! | [`linear`] | - | Burn's matmul | `cpu.rs` | hand-written |
-//! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | hand-written |
-//! | [`recompute`] | Chen et al. 2016, arXiv:1604.06174 | the layer itself | - | runs the layer again |
+//! | op | paper | reference | cpu | gpu | backward |
+//! |---|---|---|---|---|---|
+//! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd.rs` | `tiled`, `portable` | hand-written |
+//! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | `kernel.rs` | hand-written |
+//! | [`linear`] | - | Burn's matmul | `cpu.rs` | Burn's matmul | hand-written |
+//! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | `kernel.rs` | hand-written |
+//! | [`recompute`] | Chen et al. 2016, arXiv:1604.06174 | the layer itself | - | - | runs the layer again |
 //!
 //! Each op with a kernel is written three times and proved pairwise: `host` (plain slices, f64),
 //! `reference` (tensors, ordinary autodiff; for `pointwise` Burn's function of the same name) and the

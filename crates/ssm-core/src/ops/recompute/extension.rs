@@ -40,6 +40,7 @@ impl fmt::Debug for Again {
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
     Autodiff
 )]
 pub trait RecomputeOps: Backend {

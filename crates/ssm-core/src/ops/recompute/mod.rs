@@ -17,6 +17,8 @@
 
 mod autodiff;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod extension;
 
 use burn::{
