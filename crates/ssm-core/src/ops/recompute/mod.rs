@@ -73,7 +73,9 @@ fn attach<const D: usize>(
     again: Again,
 ) -> Tensor<D> {
     let (x, params) = (x.into_dispatch(), params.into_dispatch());
-    let y = y.autodiff().into_dispatch();
+    let mut y = y.autodiff().into_dispatch();
+    // The graph that it joins may keep its activations another way than a fresh one does.
+    y.autodiff = x.autodiff.clone();
     Tensor::from_dispatch(<Dispatch as RecomputeOps>::recompute(x, params, y, again))
 }
 
