@@ -6,6 +6,7 @@
 pub mod data;
 pub mod forecasting;
 mod given;
+pub mod lm;
 pub mod mil;
 
 use std::path::{Path, PathBuf};
@@ -153,6 +154,8 @@ tasks! {
     forecasting::ForecastingTask;
     /// Multiple-instance learning: computational pathology.
     mil::MilTask;
+    /// Language modelling.
+    lm::LmTask;
 }
 
 #[cfg(test)]
@@ -177,7 +180,7 @@ mod tests {
         let error = with_task("forcasting", Name).unwrap_err();
         assert_eq!(
             error.report(),
-            "error: unknown task `forcasting`\nhint: the tasks are forecasting, mil"
+            "error: unknown task `forcasting`\nhint: the tasks are forecasting, mil, lm"
         );
     }
 }
