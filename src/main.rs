@@ -7,6 +7,7 @@
 mod check;
 mod data;
 mod evaluate;
+mod generate;
 mod heatmap;
 mod predict;
 mod train;
@@ -43,6 +44,8 @@ enum Verb {
     Check(check::CheckArgs),
     /// Apply a trained run to a file.
     Predict(predict::PredictArgs),
+    /// Go on with a text, by a trained language model.
+    Generate(generate::GenerateArgs),
     /// Draw where on a slide a trained run looks.
     Heatmap(heatmap::HeatmapArgs),
     /// Data sets that the tasks know.
@@ -114,6 +117,7 @@ fn main() -> ExitCode {
         Verb::Eval(args) => evaluate::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Generate(args) => generate::run(args),
         Verb::Heatmap(args) => heatmap::run(args),
         Verb::Data(args) => data::run(&args),
     };
@@ -129,11 +133,18 @@ fn main() -> ExitCode {
 
 /// Writes text to standard output; a reader that went away (`| head`) is no error.
 fn print(text: &str) -> Result<(), Error> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+    stream(text).map(|_| ())
+}
+
+/// Writes text to standard output at once, and says whether anybody still reads.
+fn stream(text: &str) -> Result<bool, Error> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(source) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(source) => {
             Err(Error::Io { path: "standard output".into(), action: "write to".into(), source })
         }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -19,7 +19,10 @@ use ssm_train::{
     task::{Task, TaskConfig},
 };
 
-use crate::data::KnownSet;
+use crate::{
+    data::KnownSet,
+    lm::generate::{Emit, GenerateRequest},
+};
 
 /// Configuration options of a task.
 pub type OptionsOf<T> = <<T as Task>::Config as TaskConfig>::Options;
@@ -73,6 +76,23 @@ pub trait TaskEntry: Task {
         Err(Error::Usage {
             message: format!("the task `{}` has no heatmaps", Self::Config::NAME),
             hint: Some("name the run directory of a `mil` run".to_owned()),
+        })
+    }
+
+    /// Text from a trained model, piece by piece; most tasks have no text.
+    ///
+    /// # Errors
+    /// A prompt that the model cannot read, or a task without text.
+    fn generate(
+        artifacts: &serde_json::Value,
+        model: &Self::Model,
+        request: &GenerateRequest,
+        emit: &mut Emit<'_>,
+    ) -> Result<(), Error> {
+        let _ = (artifacts, model, request, emit);
+        Err(Error::Usage {
+            message: format!("the task `{}` generates no text", Self::Config::NAME),
+            hint: Some("name the run directory of an `lm` run".to_owned()),
         })
     }
 

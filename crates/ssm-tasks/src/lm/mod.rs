@@ -16,11 +16,13 @@
 pub mod batch;
 pub mod config;
 pub mod data;
+pub mod generate;
 mod loss;
 pub mod made_up;
 pub mod model;
 pub mod random;
 mod report;
+pub mod sampling;
 mod score;
 pub mod stream;
 pub mod tokenizer;
@@ -44,6 +46,7 @@ use self::{
     batch::{Example, LmBatch},
     config::{Bptt, LmConfig, LmOptions, Packing},
     data::{Corpus, DataConfig, Parts},
+    generate::{Emit, GenerateRequest},
     model::{MambaLm, MambaLmConfig},
     random::{Permutation, Purpose, below, stream, unit},
     stream::{InMemory, Stream},
@@ -340,6 +343,16 @@ impl TaskEntry for LmTask {
     ) -> Result<MambaLm, Error> {
         let n_vocab = artifacts_of(artifacts)?.n_vocab;
         Ok(model.init(n_vocab, &mut Init::new(seed, device)))
+    }
+
+    fn generate(
+        artifacts: &serde_json::Value,
+        model: &MambaLm,
+        request: &GenerateRequest,
+        emit: &mut Emit<'_>,
+    ) -> Result<(), Error> {
+        let tokenizer = tokenizer_of(&artifacts_of(artifacts)?)?;
+        generate::generate(model, &tokenizer, request, emit)
     }
 
     fn predict(

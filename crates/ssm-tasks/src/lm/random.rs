@@ -19,6 +19,8 @@ pub enum Purpose {
     Valid,
     /// A made-up test sequence.
     Test,
+    /// The tokens of a generated text.
+    Sample,
 }
 
 /// Random numbers as a pure function of the arguments.
