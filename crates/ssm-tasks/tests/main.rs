@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod configs;
+mod lm;
 mod mil;
 mod models;
 mod predictions;

@@ -27,7 +27,7 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u64>,
     /// How tokens are drawn.
     pub sampling: Sampling,
-    /// Seed of the draws; a prompt gets the same text alone and beside others.
+    /// Seed of the draws; the prompts of a request have draws of their own, by their places in it.
     pub seed: u64,
     /// Texts that end the generation, and are not part of it.
     pub stop: Vec<String>,

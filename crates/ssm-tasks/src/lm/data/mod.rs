@@ -3,7 +3,10 @@
 //! A data set loads a [`Corpus`]: tokens in parts, or a rule that makes sequences up. To add one, write a
 //! file with a configuration that implements [`DataSet`] and name it in the registry below.
 
+mod copying;
 mod induction_heads;
+mod mqar;
+mod passkey;
 mod selective_copying;
 mod shakespeare_char;
 mod text;
@@ -14,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
 pub use self::{
-    induction_heads::InductionHeadsConfig, selective_copying::SelectiveCopyingConfig,
+    copying::CopyingConfig, induction_heads::InductionHeadsConfig, mqar::MqarConfig,
+    passkey::PasskeyConfig, selective_copying::SelectiveCopyingConfig,
     shakespeare_char::ShakespeareCharConfig, text::TextConfig,
 };
 use super::{config::LmOptions, made_up::MadeUp, stream::Stream, tokenizer::Tokenizer};
@@ -127,4 +131,10 @@ data_sets! {
     "selective_copying" => SelectiveCopying(SelectiveCopyingConfig), &[];
     /// What followed the special token. Gu & Dao 2023, arXiv:2312.00752.
     "induction_heads" => InductionHeads(InductionHeadsConfig), &[];
+    /// A string once more. Ren et al. 2024, arXiv:2410.03810.
+    "copying" => Copying(CopyingConfig), &[];
+    /// Many keys and their values. Arora et al. 2023, arXiv:2312.04927.
+    "mqar" => Mqar(MqarConfig), &[];
+    /// A number in a long text. Mohtashami & Jaggi 2023, arXiv:2305.16300.
+    "passkey" => Passkey(PasskeyConfig), &[];
 }

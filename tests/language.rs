@@ -1,0 +1,147 @@
+//! Language models from end to end: train, resume, evaluate, generate, and what is said to mistakes.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::Desk;
+
+/// A small model on a text of the user.
+const CONFIG: &str = r#"
+[run]
+name = "tiny"
+
+[task.lm]
+seq_len = 32
+
+[data.text]
+train = ["TEXT"]
+tokenizer = "chars"
+
+[model]
+d_model = 16
+n_layer = 1
+
+[model.mixer.mamba]
+d_state = 4
+
+[optim.adamw]
+lr = 1e-2
+
+[train]
+steps = 5
+batch_size = 4
+eval_every_steps = 5
+"#;
+
+/// A desk with a text and a configuration that trains on it.
+fn desk() -> (Desk, String) {
+    let desk = Desk::new();
+    let text: String = (0..900).map(|i| ["so ", "it ", "goes. "][i * i % 7 % 3]).collect();
+    let text = desk.put("text.txt", &text);
+    let config = desk.put("tiny.toml", &CONFIG.replace("TEXT", &text));
+    (desk, config)
+}
+
+fn losses(desk: &Desk, run: &str) -> Vec<Value> {
+    let text = fs::read_to_string(desk.path(&format!("{run}/metrics.jsonl"))).unwrap();
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.map(|row| serde_json::json!([row["step"], row["split"], row["loss"]])).collect()
+}
+
+#[test]
+fn a_language_model_is_trained_resumed_scored_and_sampled() {
+    let (desk, config) = desk();
+    let carry = ["--set", "task.lm.bptt=carry", "--set", "train.accumulate=3"];
+    for (name, extra) in [("reset", &[][..]), ("carry", &carry[..])] {
+        let name_of = |part: &str| format!("run.name={name}_{part}");
+        let train = |part: &str, steps: &str, more: &[&str]| {
+            let (name, steps) = (name_of(part), format!("train.steps={steps}"));
+            let set = ["--set", &name, "--set", &steps, "--set", "log.every_steps=1"];
+            desk.trained(&config, &[&set, extra, more].concat());
+        };
+        train("whole", "10", &[]);
+        train("parts", "5", &[]);
+        train("parts", "10", &["--resume"]);
+        let (whole, parts) = (format!("{name}_whole"), format!("{name}_parts"));
+        assert_eq!(losses(&desk, &whole), losses(&desk, &parts));
+        assert_eq!(losses(&desk, &whole).len(), 12);
+    }
+    let run = desk.path("reset_whole").display().to_string();
+    let scores = |device: &str| {
+        let ended = desk.ssm(&["eval", &run, "--json", "--device", device]);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let scores: Value = serde_json::from_str(&ended.stdout).unwrap();
+        scores[format!("{run} on test")][0].clone()
+    };
+    let (flex, ndarray) = (scores("flex"), scores("ndarray"));
+    for name in ["loss", "perplexity", "bits_per_byte", "accuracy"] {
+        let (one, other) = (flex[name].as_f64().unwrap(), ndarray[name].as_f64().unwrap());
+        assert!((one - other).abs() < 1e-4 * one.abs().max(1.0), "{name}: {one} and {other}");
+    }
+    let prompt = ["generate", &run, "--prompt", "so it ", "--max-tokens", "20"];
+    let ended = desk.ssm(&prompt);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    assert_eq!(ended.stdout.len(), 21, "{}", ended.stdout);
+    assert_eq!(desk.ssm(&prompt).stdout, ended.stdout);
+    let prompts = desk.put("prompts.txt", "so it \ngoes");
+    let ended = desk.ssm(&["generate", &run, "--prompts", &prompts, "--max-tokens", "20"]);
+    let lines: Vec<Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), lines[1]["prompt"].as_str()), (2, Some("goes")));
+    // The first prompt draws what it drew alone.
+    let alone = desk.ssm(&prompt).stdout;
+    assert_eq!(lines[0]["text"].as_str().unwrap(), &alone[..20]);
+    let input = desk.put("other.txt", "it goes. so it goes.");
+    let ended = desk.ssm(&["predict", &run, "--input", &input]);
+    let scores: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(scores["loss"].as_f64().unwrap() < 2.5, "{scores}");
+}
+
+#[test]
+fn the_made_up_task_of_the_first_look_is_learned() {
+    let desk = Desk::new();
+    let ended = desk.trained("configs/lm/debug.toml", &["--json"]);
+    let printed: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(printed["result"]["metrics"]["loss"].as_f64().unwrap() < 0.3, "{printed}");
+}
+
+#[test]
+fn mistakes_of_language_models_are_explained() {
+    let (desk, config) = desk();
+    let refused = |arguments: &[&str], expected: &str| {
+        let ended = desk.train(&config, arguments);
+        assert_eq!(ended.stderr, expected);
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+    };
+    refused(
+        &["--set", "model.mixer={sr_mamba={}}"],
+        "error: `model.mixer`: mixer `sr_mamba` is not causal, so it has no recurrent step\n \
+         --> configuration\nhint: a language model needs a causal mixer\n",
+    );
+    refused(
+        &["--set", "task.lm.packing=documents", "--set", "train.recompute=layer"],
+        "error: `train.recompute`: layers with a state are not computed again\n \
+         --> configuration\nhint: leave out `train.recompute`; shorter sequences need less memory too\n",
+    );
+    desk.trained(&config, &[]);
+    let run = desk.path("tiny").display().to_string();
+    let refused = |arguments: &[&str], expected: &str| {
+        let ended = desk.ssm(&[&["generate", &run], arguments].concat());
+        assert_eq!((ended.stderr.as_str(), ended.code), (expected, 2));
+    };
+    refused(
+        &["--prompt", ""],
+        "error: prompt 1 is empty\nhint: the vocabulary has no token that begins a text; give a \
+         first character\n",
+    );
+    refused(
+        &["--prompt", "no!"],
+        "error: prompt 1: the character 'n' at byte 0 is not among the 8 of the vocabulary\n\
+         hint: use the text of the training\n",
+    );
+    refused(
+        &["--prompt", "so", "--top-p", "2"],
+        "error: top-p: expected a number in (0, 1], got 2\n",
+    );
+}
