@@ -10,6 +10,7 @@ mod evaluate;
 mod generate;
 mod heatmap;
 mod predict;
+mod tokenize;
 mod train;
 
 use std::{
@@ -48,6 +49,8 @@ enum Verb {
     Generate(generate::GenerateArgs),
     /// Draw where on a slide a trained run looks.
     Heatmap(heatmap::HeatmapArgs),
+    /// Turn text into files of tokens, or into a new vocabulary.
+    Tokenize(tokenize::TokenizeArgs),
     /// Data sets that the tasks know.
     Data(data::DataArgs),
 }
@@ -119,6 +122,7 @@ fn main() -> ExitCode {
         Verb::Predict(args) => predict::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Heatmap(args) => heatmap::run(args),
+        Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Data(args) => data::run(&args),
     };
     match done {

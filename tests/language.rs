@@ -145,3 +145,122 @@ fn mistakes_of_language_models_are_explained() {
         "error: top-p: expected a number in (0, 1], got 2\n",
     );
 }
+
+/// Lines of words, longer than what is tokenized at once.
+fn long_text() -> String {
+    let words = ["the", "river", "runs", " down", "—", "to", "12", "sea.\n", "\n", "Cloud\n", "é "];
+    let mut state = 1_u32;
+    let word = |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        words[(state >> 16) as usize % words.len()].to_owned()
+            + ["", " "][(state >> 12) as usize % 2]
+    };
+    (0..400_000).map(word).collect()
+}
+
+#[test]
+fn text_becomes_shards_that_hold_the_tokens_of_the_whole_text() {
+    use ssm_tasks::lm::{shards, stream::Tokens};
+
+    let desk = Desk::new();
+    let text = long_text();
+    assert!(text.len() > 5 << 18, "{} bytes are one piece", text.len());
+    let long = desk.put("long.txt", &text);
+    let lines = "{\"text\": \"the sea\"}\n\n{\"text\": \"a\", \"other\": 1}\n";
+    let lines = desk.put("lines.jsonl", lines);
+    let (json, dir) = (desk.path("bpe.json"), desk.path("tokens"));
+    let (json, dir) = (json.to_str().unwrap(), dir.to_str().unwrap());
+    let run = |arguments: &[&str]| {
+        let ended = desk.ssm(arguments);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        ended
+    };
+    run(&["tokenize", &long, "--train", "--vocab-size", "300", "--out", json]);
+    let ended = run(&["tokenize", &long, &lines, "--tokenizer", json, "--out", dir]);
+    assert!(ended.stdout.contains(" tokens of 3 documents in 1 files"), "{}", ended.stdout);
+    let (tokens, tokenizer, _) = shards::open(dir.as_ref()).unwrap();
+    let mut expected = tokenizer.encode(text.as_bytes()).unwrap();
+    let mut starts = vec![0];
+    for document in ["the sea", "a"] {
+        expected.push(0);
+        starts.push(expected.len() as u64);
+        expected.extend(tokenizer.encode(document.as_bytes()).unwrap());
+    }
+    expected.push(0);
+    assert_eq!(tokens.read(0..tokens.len()), expected);
+    assert_eq!(tokens.starts(0..tokens.len()), starts);
+
+    let shard = desk.path("tokens/part_00000.tokens");
+    let whole = fs::read(&shard).unwrap();
+    let refused = |change: &dyn Fn(&mut Vec<u8>), reason: &str| {
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        std::io::Write::write_all(&mut fs::File::create(&shard).unwrap(), &bytes).unwrap();
+        let Err(error) = shards::open(dir.as_ref()) else { panic!("{reason}") };
+        let text = error.report();
+        assert_eq!(text, format!("error: `{}`: {reason}", shard.display()));
+    };
+    let (n, size) = (expected.len(), whole.len());
+    refused(
+        &|bytes| bytes.truncate(size - 9),
+        &format!(
+            "{} bytes are not those of the {n} tokens and 3 documents of its header\n\
+             hint: the file is cut off: tokenize again",
+            size - 9
+        ),
+    );
+    refused(&|bytes| bytes[0] = 0, "not a shard of tokens of this version");
+    refused(
+        &|bytes| bytes[40] ^= 1,
+        "was made with another vocabulary than `vocabulary.json` beside it\n\
+         hint: tokenize into a directory of its own",
+    );
+    refused(
+        &|bytes| bytes[64..68].copy_from_slice(&[7, 0, 44, 1]),
+        "token 1 is 300, the vocabulary has 300\nhint: the file is damaged: tokenize again",
+    );
+    std::io::Write::write_all(&mut fs::File::create(&shard).unwrap(), &whole).unwrap();
+
+    let data = format!(
+        "[data.shards]\ntrain = [{{ dir = \"{dir}\" }}, {{ dir = \"{dir}\", weight = 2 }}]\nvalid = \"{dir}\""
+    );
+    let text = "[data.text]\ntrain = [\"TEXT\"]\ntokenizer = \"chars\"";
+    let config = CONFIG
+        .replace(text, &data)
+        .replace("seq_len = 32", "seq_len = 200000\npacking = \"documents\"");
+    let config = desk.put("tiny.toml", &config);
+    let ended = desk.trained(&config, &["--set", "train.steps=1", "--set", "train.batch_size=1"]);
+    assert!(ended.stdout.contains("bits per byte"), "{}", ended.stdout);
+}
+
+/// Needs the fixture of CS336; see `shared/data/README.md`. Without it there is nothing to test.
+#[test]
+fn the_merges_of_cs336_are_found_exactly() {
+    let Some(data) = crate::support::published_data() else { return };
+    let fixture = data.join("tokenizers/cs336");
+    if !fixture.is_dir() {
+        return;
+    }
+    let desk = Desk::new();
+    let unpacked = |name: &str| {
+        let bytes = fs::read(fixture.join(name)).unwrap();
+        let mut text = String::new();
+        let mut reader = flate2::read::GzDecoder::new(&*bytes);
+        std::io::Read::read_to_string(&mut reader, &mut text).unwrap();
+        text
+    };
+    let corpus = desk.put("corpus.txt", &unpacked("corpus.en.gz"));
+    let json = desk.path("bpe.json");
+    let out = json.to_str().unwrap();
+    let ended = desk.ssm(&["tokenize", &corpus, "--train", "--vocab-size", "500", "--out", out]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let got: Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    let merges = got["model"]["merges"].as_array().unwrap().iter();
+    let merges: Vec<String> =
+        merges.map(|m| format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap())).collect();
+    let expected = unpacked("train-bpe-reference-merges.txt.gz");
+    assert_eq!(merges, expected.lines().filter(|line| !line.is_empty()).collect::<Vec<_>>());
+    let vocab: Value =
+        serde_json::from_str(&unpacked("train-bpe-reference-vocab.json.gz")).unwrap();
+    assert_eq!(got["model"]["vocab"], vocab);
+}

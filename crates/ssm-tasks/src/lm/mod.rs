@@ -14,6 +14,7 @@
 //! ```
 
 pub mod batch;
+pub mod bpe;
 pub mod config;
 pub mod data;
 pub mod generate;
@@ -24,6 +25,7 @@ pub mod random;
 mod report;
 pub mod sampling;
 mod score;
+pub mod shards;
 pub mod stream;
 pub mod tokenizer;
 

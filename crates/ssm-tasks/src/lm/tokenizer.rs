@@ -187,7 +187,7 @@ fn token_bytes(json: &tokenizers::Tokenizer) -> Vec<Vec<u8>> {
 
 /// GPT-2's way to write a byte as one printable character: itself where it is printable in Latin-1,
 /// else the next character from U+0100 on.
-fn printable_bytes() -> BTreeMap<char, u8> {
+pub(super) fn printable_bytes() -> BTreeMap<char, u8> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut others = '\u{100}'..;
     (0..=u8::MAX)

@@ -9,6 +9,7 @@ mod mqar;
 mod passkey;
 mod selective_copying;
 mod shakespeare_char;
+mod shards;
 mod text;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
@@ -19,7 +20,7 @@ use ssm_train::{config::Issue, error::Error};
 pub use self::{
     copying::CopyingConfig, induction_heads::InductionHeadsConfig, mqar::MqarConfig,
     passkey::PasskeyConfig, selective_copying::SelectiveCopyingConfig,
-    shakespeare_char::ShakespeareCharConfig, text::TextConfig,
+    shakespeare_char::ShakespeareCharConfig, shards::ShardsConfig, text::TextConfig,
 };
 use super::{config::LmOptions, made_up::MadeUp, stream::Stream, tokenizer::Tokenizer};
 use crate::data::KnownSet;
@@ -127,6 +128,8 @@ data_sets! {
     "shakespeare_char" => ShakespeareChar(ShakespeareCharConfig), &shakespeare_char::KNOWN;
     /// Text files.
     "text" => Text(TextConfig), &text::KNOWN;
+    /// Tokens that `ssm tokenize` wrote.
+    "shards" => Shards(ShardsConfig), &[];
     /// Tokens among noise. Gu & Dao 2023, arXiv:2312.00752.
     "selective_copying" => SelectiveCopying(SelectiveCopyingConfig), &[];
     /// What followed the special token. Gu & Dao 2023, arXiv:2312.00752.
