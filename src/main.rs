@@ -9,6 +9,7 @@ mod data;
 mod evaluate;
 mod generate;
 mod heatmap;
+mod import;
 mod predict;
 mod tokenize;
 mod train;
@@ -51,6 +52,10 @@ enum Verb {
     Heatmap(heatmap::HeatmapArgs),
     /// Turn text into files of tokens, or into a new vocabulary.
     Tokenize(tokenize::TokenizeArgs),
+    /// Make a run of weights that Hugging Face or state-spaces/mamba wrote.
+    Import(import::ImportArgs),
+    /// Write the weights of a run for Hugging Face or state-spaces/mamba.
+    Export(import::ExportArgs),
     /// Data sets that the tasks know.
     Data(data::DataArgs),
 }
@@ -123,6 +128,8 @@ fn main() -> ExitCode {
         Verb::Generate(args) => generate::run(args),
         Verb::Heatmap(args) => heatmap::run(args),
         Verb::Tokenize(args) => tokenize::run(&args),
+        Verb::Import(args) => import::import(&args),
+        Verb::Export(args) => import::export(&args),
         Verb::Data(args) => data::run(&args),
     };
     match done {

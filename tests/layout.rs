@@ -161,6 +161,7 @@ fn files_are_written_in_few_places() {
         "crates/ssm-train/src/logging.rs",
         "crates/ssm-train/src/run_dir.rs",
         "src/heatmap.rs",
+        "src/import.rs",
         "src/predict.rs",
         "src/tokenize.rs",
     ];

@@ -28,6 +28,7 @@ mod score;
 pub mod shards;
 pub mod stream;
 pub mod tokenizer;
+pub mod weights;
 
 use std::{
     collections::BTreeMap,
