@@ -264,3 +264,67 @@ fn the_merges_of_cs336_are_found_exactly() {
         serde_json::from_str(&unpacked("train-bpe-reference-vocab.json.gz")).unwrap();
     assert_eq!(got["model"]["vocab"], vocab);
 }
+
+#[test]
+fn exported_weights_come_back_and_say_the_same() {
+    let (desk, config) = desk();
+    desk.trained(&config, &[]);
+    let path = |name: &str| desk.path(name).display().to_string();
+    let run = |arguments: &[&str]| {
+        let ended = desk.ssm(arguments);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        ended.stdout
+    };
+    for (layout, format) in [("hf", "safetensors"), ("state-spaces", "torch")] {
+        let (out, again) = (path(layout), path(&format!("from_{layout}")));
+        let to = ["--out", &out, "--layout", layout, "--format", format];
+        run(&[&["export", &path("tiny")][..], &to].concat());
+        let ended = desk.ssm(&[&["export", &path("tiny")][..], &to].concat());
+        let expected =
+            format!("error: `{out}` is already there\nhint: name a new directory by `--out`\n");
+        assert_eq!((ended.stderr, ended.code), (expected, 2));
+        run(&["import", &out, &again]);
+        // Without a `tokenizer.json`, tokens are numbers: those of `so it`.
+        let ended = desk.ssm(&["import", &out, &again]);
+        assert!(ended.stderr.contains("already holds a run"), "{}", ended.stderr);
+        let greedy = ["--temperature", "0", "--max-tokens", "8"];
+        let said = run(&[&["generate", &again, "--prompt", "6 5 0"], &greedy[..]].concat());
+        let chars: Vec<char> = " .egiost".chars().collect();
+        let said: String =
+            said.split_whitespace().map(|number| chars[number.parse::<usize>().unwrap()]).collect();
+        let expected =
+            run(&[&["generate", &path("tiny"), "--prompt", "so "], &greedy[..]].concat());
+        assert_eq!(said, expected.trim_end_matches('\n'));
+    }
+    let config = path("hf/config.json");
+    let changed = fs::read_to_string(&config)
+        .unwrap()
+        .replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
+    desk.put("hf/config.json", &changed);
+    let ended = desk.ssm(&["import", &path("hf"), &path("other")]);
+    let missing: Vec<String> = [
+        "norm.weight",
+        "mixer.in_proj.weight",
+        "mixer.conv1d.weight",
+        "mixer.conv1d.bias",
+        "mixer.x_proj.weight",
+        "mixer.dt_proj.weight",
+        "mixer.dt_proj.bias",
+        "mixer.A_log",
+        "mixer.D",
+        "mixer.out_proj.weight",
+    ]
+    .iter()
+    .map(|name| format!("`backbone.layers.1.{name}`"))
+    .collect();
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: `{}`: missing {}\nhint: the weights have to be those that `config.json` \
+             describes\n",
+            path("hf/model.safetensors"),
+            missing.join(", ")
+        )
+    );
+    assert!(!desk.path("other").exists());
+}

@@ -219,8 +219,7 @@ impl Task for LmTask {
             // A part of a sequence may have nothing to say; its gradient is zero.
             return Loss { mean: hidden.mean() * 0.0, weight };
         }
-        let mean = loss::cross_entropy(loss::logits(model, hidden, &targets), &targets).mean();
-        Loss { mean, weight }
+        Loss { mean: loss::mean(model, hidden, &targets), weight }
     }
 
     fn selection(&self) -> Selection {

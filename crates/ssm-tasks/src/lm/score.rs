@@ -87,14 +87,14 @@ impl Scores {
             if targets.tokens.is_empty() {
                 continue;
             }
-            let logits = loss::logits(model, hidden, &targets);
+            let logits = model.head(loss::at_targets(hidden, &targets));
             let said: Tensor<1, Int> = logits.clone().argmax(1).squeeze_dim(1);
             let failed = |reason: String| Error::Device {
                 device: format!("{device:?}"),
                 message: reason,
                 hint: Some("lower `train.eval_batch_size` if memory ran out".to_owned()),
             };
-            let nats: Vec<f32> = loss::cross_entropy(logits, &targets)
+            let nats: Vec<f32> = loss::cross_entropy(logits, &targets.tokens)
                 .try_into_vec_as()
                 .map_err(|reason| failed(reason.to_string()))?;
             let said: Vec<i64> =

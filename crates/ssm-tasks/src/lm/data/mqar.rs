@@ -57,7 +57,7 @@ impl DataSet for MqarConfig {
             issues.push(Issue::range("n_pairs", &format!("1..={most}"), self.n_pairs));
         }
         let least = self.n_pairs.saturating_mul(4);
-        if self.seq_len % 2 != 0 || !(least..=1 << 24).contains(&self.seq_len) {
+        if !self.seq_len.is_multiple_of(2) || !(least..=1 << 24).contains(&self.seq_len) {
             let expected = format!("an even number from 4 * `n_pairs` = {least} to 16777216");
             issues.push(Issue::range("seq_len", &expected, self.seq_len));
         }
