@@ -13,10 +13,11 @@ use ssm_tasks::lm::{
     generate::{GenerateRequest, generate},
     model::{MambaLm, MambaLmConfig},
     sampling::Sampling,
+    shards::ShardWriter,
     tokenizer::{Tokenizer, Vocabulary},
 };
 use ssm_train::{
-    config::{Config, Settings},
+    config::{Config, Recompute, Settings},
     task::{Split, Task},
 };
 
@@ -204,6 +205,47 @@ fn a_carried_state_sees_the_whole_sequence() {
     }
     let all = |task: &LmTask| task.evaluate(&model.clone().valid(), Split::Valid).unwrap()["loss"];
     assert!((all(&parts) - all(&whole)).abs() < 1e-6);
+}
+
+#[test]
+fn layers_that_are_computed_again_give_the_same_gradients() {
+    let (_dir, data) = text_file(200);
+    let options = LmOptions { seq_len: 16, ..Default::default() };
+    let (task, kept) = task(&options, &data, |_| ());
+    let (_, again) = self::task(&options, &data, |settings| {
+        settings.recompute = Some(Recompute::Layer);
+    });
+    let batch = || vec![task.batch(0).unwrap()];
+    assert_eq!(differentiated(&task, &again, batch()), differentiated(&task, &kept, batch()));
+}
+
+/// A mixture draws each corpus as often as its weight says, in an order of the seed and the index.
+#[test]
+fn corpora_are_mixed_by_their_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = Tokenizer::new(Vocabulary::Bytes).unwrap();
+    let mut parts = Vec::new();
+    for (name, byte, weight) in [("a", 97, 1), ("b", 98, 3)] {
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let file = std::fs::File::create(folder.join("part_00000.tokens")).unwrap();
+        let mut shard = ShardWriter::new(file, &tokenizer).unwrap();
+        shard.begin_document();
+        shard.write(&[byte; 900]).unwrap();
+        shard.finish().unwrap();
+        let mut file = std::fs::File::create(folder.join("vocabulary.json")).unwrap();
+        std::io::Write::write_all(&mut file, b"\"bytes\"").unwrap();
+        parts.push(format!("{{ dir = \"{}\", weight = {weight} }}", folder.display()));
+    }
+    let valid = dir.path().join("a");
+    let data = format!("[shards]\ntrain = [{}]\nvalid = \"{}\"", parts.join(", "), valid.display());
+    let options = LmOptions { seq_len: 4, ..Default::default() };
+    let (task, _) = task(&options, &data, |settings| settings.batch_size = 1);
+    let n = task.batches_per_epoch();
+    assert_eq!(n, 2 * 223);
+    let firsts = (0..4 * n).map(|index| task.batch(index).unwrap().inputs[0]);
+    let share = firsts.filter(|token| *token == 98).count() as f64 / (4 * n) as f64;
+    assert!((share - 0.75).abs() < 0.04, "{share}");
 }
 
 #[test]
