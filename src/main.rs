@@ -7,8 +7,11 @@
 mod check;
 mod data;
 mod evaluate;
+mod generate;
 mod heatmap;
+mod import;
 mod predict;
+mod tokenize;
 mod train;
 
 use std::{
@@ -43,8 +46,16 @@ enum Verb {
     Check(check::CheckArgs),
     /// Apply a trained run to a file.
     Predict(predict::PredictArgs),
+    /// Go on with a text, by a trained language model.
+    Generate(generate::GenerateArgs),
     /// Draw where on a slide a trained run looks.
     Heatmap(heatmap::HeatmapArgs),
+    /// Turn text into files of tokens, or into a new vocabulary.
+    Tokenize(tokenize::TokenizeArgs),
+    /// Make a run of weights that Hugging Face or state-spaces/mamba wrote.
+    Import(import::ImportArgs),
+    /// Write the weights of a run for Hugging Face or state-spaces/mamba.
+    Export(import::ExportArgs),
     /// Data sets that the tasks know.
     Data(data::DataArgs),
 }
@@ -114,7 +125,11 @@ fn main() -> ExitCode {
         Verb::Eval(args) => evaluate::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Generate(args) => generate::run(args),
         Verb::Heatmap(args) => heatmap::run(args),
+        Verb::Tokenize(args) => tokenize::run(&args),
+        Verb::Import(args) => import::import(&args),
+        Verb::Export(args) => import::export(&args),
         Verb::Data(args) => data::run(&args),
     };
     match done {
@@ -129,11 +144,18 @@ fn main() -> ExitCode {
 
 /// Writes text to standard output; a reader that went away (`| head`) is no error.
 fn print(text: &str) -> Result<(), Error> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+    stream(text).map(|_| ())
+}
+
+/// Writes text to standard output at once, and says whether anybody still reads.
+fn stream(text: &str) -> Result<bool, Error> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(source) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(source) => {
             Err(Error::Io { path: "standard output".into(), action: "write to".into(), source })
         }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -15,8 +15,10 @@
 //! | [`run_dir`], [`logging`], [`result`] | what a run leaves behind |
 //! | [`report`] | what it shows |
 //! | [`loading`] | how a finished run is used |
+//! | [`adopt()`] | how weights of another program become a run |
 
 pub mod adam;
+mod adopt;
 mod atomic;
 pub mod checkpoint;
 pub mod conclusion;
@@ -41,6 +43,7 @@ pub mod task;
 pub mod trainer;
 
 pub use self::{
+    adopt::adopt,
     conclusion::Summary,
     config::Config,
     error::Error,

@@ -68,6 +68,7 @@ every_steps = 50
         seed: 7,
         batch_size: 16,
         eval_batch_size: 16,
+        accumulate: 1,
         recompute: None,
         fold: 0,
         data_dirs: vec!["data".into()],
