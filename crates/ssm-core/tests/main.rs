@@ -6,5 +6,6 @@ mod linear;
 mod mixer_laws;
 mod order;
 mod pointwise;
+mod rms_norm;
 mod selective_scan;
 mod support;

@@ -7,7 +7,10 @@ use burn::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Block, BlockConfig, MlpConfig, block::NORM_EPSILON};
+use super::{
+    Block, BlockConfig, MlpConfig,
+    block::{NORM_EPSILON, normed},
+};
 use crate::{
     init::Init,
     mixers::{MixerConfig, MixerError, MixerState, State},
@@ -94,7 +97,7 @@ impl Backbone {
         let x = self.layers.iter().fold(x, |x, block| {
             if self.recompute { recompute(block, x, Block::forward) } else { block.forward(x) }
         });
-        self.norm_f.forward(x)
+        normed(&self.norm_f, x)
     }
 
     /// The states before the first step.
@@ -116,7 +119,7 @@ impl Backbone {
     ) -> Tensor<3> {
         let layers = self.layers.iter().zip(&mut state.layers);
         let x = layers.fold(x, |x, (block, state)| block.prefill(x, resets.clone(), state));
-        self.norm_f.forward(x)
+        normed(&self.norm_f, x)
     }
 
     /// One step in O(1): `[batch, d_model]` in and out.

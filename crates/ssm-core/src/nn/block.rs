@@ -11,10 +11,16 @@ use super::{Mlp, MlpConfig};
 use crate::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig, MixerError, MixerState},
+    ops::rms_norm::rms_norm,
 };
 
 /// Epsilon of every RMSNorm (state-spaces/mamba, `MixerModel`).
 pub(super) const NORM_EPSILON: f64 = 1e-5;
+
+/// The rows of `x` through `norm`: its parameters in one fused pass ([`rms_norm`]).
+pub(super) fn normed(norm: &RmsNorm, x: Tensor<3>) -> Tensor<3> {
+    rms_norm(x, norm.gamma.val(), norm.epsilon)
+}
 
 /// What a [`Block`] is made of.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -57,7 +63,7 @@ pub struct Block {
 impl Block {
     /// Whole sequences from an empty past.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let mixed = self.mixer.forward(self.norm.forward(x.clone()));
+        let mixed = self.mixer.forward(normed(&self.norm, x.clone()));
         self.feed_forward(x + mixed)
     }
 
@@ -68,7 +74,7 @@ impl Block {
         resets: Option<Tensor<2, Bool>>,
         state: &mut MixerState,
     ) -> Tensor<3> {
-        let mixed = self.mixer.prefill(self.norm.forward(x.clone()), resets, state);
+        let mixed = self.mixer.prefill(normed(&self.norm, x.clone()), resets, state);
         self.feed_forward(x + mixed)
     }
 
@@ -89,7 +95,7 @@ impl Block {
 
     fn feed_forward(&self, x: Tensor<3>) -> Tensor<3> {
         match (&self.norm2, &self.mlp) {
-            (Some(norm), Some(mlp)) => x.clone() + mlp.forward(norm.forward(x)),
+            (Some(norm), Some(mlp)) => x.clone() + mlp.forward(normed(norm, x)),
             _ => x,
         }
     }

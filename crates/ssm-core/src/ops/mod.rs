@@ -6,10 +6,11 @@
 //! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | `kernel.rs` | hand-written |
 //! | [`linear`] | - | Burn's matmul | `cpu.rs` | Burn's matmul | hand-written |
 //! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | `kernel.rs` | hand-written |
+//! | [`rms_norm`] | Zhang & Sennrich 2019, arXiv:1910.07467 | Burn's module | `cpu.rs` | `kernel.rs` | hand-written |
 //! | [`recompute`] | Chen et al. 2016, arXiv:1604.06174 | the layer itself | - | - | runs the layer again |
 //!
 //! Each op with a kernel is written three times and proved pairwise: `host` (plain slices, f64),
-//! `reference` (tensors, ordinary autodiff; for `pointwise` Burn's function of the same name) and the
+//! `reference` (tensors, ordinary autodiff; for `pointwise` and `rms_norm` Burn's own) and the
 //! kernel of a device. May import Burn; nothing of this crate.
 
 mod autodiff;
@@ -23,5 +24,6 @@ pub mod linear;
 pub mod pointwise;
 pub mod primitive;
 pub mod recompute;
+pub mod rms_norm;
 pub mod selective_scan;
 mod simd;
