@@ -3,8 +3,13 @@
 //! Written once over [`pulp::Simd`], so that a binary built for plain x86-64 uses AVX2 or AVX-512
 //! where the machine has it. Accuracy is that of f32 (relative error below 2e-7), NaN stays NaN.
 
+use std::mem::MaybeUninit;
+
 use pulp::Simd;
 use rayon::prelude::*;
+
+/// Lanes of the widest registers.
+const MAX_LANES: usize = 16;
 
 /// Scalar constants spread over registers, loaded once per kernel.
 #[derive(Clone, Copy)]
@@ -173,6 +178,21 @@ impl<S: Simd> Lanes<S> {
         let s2 = self.add(s, s);
         let log = self.fma(self.mul(s2, q), p, s2);
         (self.add(self.simd.max_f32s(zero, x), log), sigmoid)
+    }
+}
+
+/// Writes the first lanes of `values`, as many as `to` has.
+#[inline(always)]
+pub(crate) fn write_lanes<S: Simd>(simd: S, to: &mut [MaybeUninit<f32>], values: S::f32s) {
+    if to.len() == S::F32_LANES {
+        // SAFETY: a register is that many f32, and this memory is as long.
+        unsafe { to.as_mut_ptr().cast::<S::f32s>().write_unaligned(values) };
+        return;
+    }
+    let mut lanes = [0.0; MAX_LANES];
+    simd.partial_store_f32s(&mut lanes[..to.len()], values);
+    for (to, value) in to.iter_mut().zip(lanes) {
+        to.write(value);
     }
 }
 

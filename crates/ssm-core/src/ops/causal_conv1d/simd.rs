@@ -3,13 +3,15 @@
 //! A block walks its sequence in order and writes only its own channels; gradients of the filter are
 //! summed per batch entry and then over the batch in order, so results do not depend on threads.
 
+use std::mem::MaybeUninit;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::host::{ConvDims, ConvGrads, ConvSlices, Source};
 use crate::ops::{
-    disjoint::Disjoint,
-    simd::{Lanes, sum_outer},
+    disjoint::{Disjoint, Unwritten},
+    simd::{Lanes, sum_outer, write_lanes},
 };
 
 /// SIMD registers of channels in a block.
@@ -17,10 +19,14 @@ const BLOCK_VECTORS: usize = 4;
 
 /// `[batch, seq_len, channels]`
 pub(crate) fn forward(dims: ConvDims, x: &ConvSlices<'_, f32>) -> Vec<f32> {
-    let mut y = vec![0.0; x.x.len()];
-    let out = Disjoint::new(&mut y);
-    Arch::new().dispatch(EachBlock { dims, x, kernel: Kernel::Forward(&out) });
-    y
+    forward_on(Arch::new(), dims, x)
+}
+
+fn forward_on(arch: Arch, dims: ConvDims, x: &ConvSlices<'_, f32>) -> Vec<f32> {
+    let mut y = Unwritten::new(x.x.len());
+    arch.dispatch(EachBlock { dims, x, kernel: Kernel::Forward(&y.disjoint()) });
+    // SAFETY: every block writes its channels of every step; blocks cover all of them.
+    unsafe { y.written() }
 }
 
 /// Gradients of `sum(y * grad_y)`.
@@ -35,23 +41,28 @@ fn backward_on(
     grad_y: &[f32],
 ) -> ConvGrads<f32> {
     let ConvDims { batch, channels, d_conv, .. } = dims;
-    let mut grads = ConvGrads {
-        x: vec![0.0; x.x.len()],
-        weight: vec![0.0; batch * channels * d_conv],
-        bias: vec![0.0; x.bias.map_or(0, |_| batch * channels)],
-        initial_state: vec![0.0; x.initial_state.map_or(0, <[f32]>::len)],
-    };
+    let mut grad_x = Unwritten::new(x.x.len());
+    let mut weight = Unwritten::new(batch * channels * d_conv);
+    let mut bias = Unwritten::new(x.bias.map_or(0, |_| batch * channels));
+    let mut initial_state = Unwritten::new(x.initial_state.map_or(0, <[f32]>::len));
     let out = BackwardOut {
         grad_y,
-        x: Disjoint::new(&mut grads.x),
-        weight: Disjoint::new(&mut grads.weight),
-        bias: Disjoint::new(&mut grads.bias),
-        initial_state: Disjoint::new(&mut grads.initial_state),
+        x: grad_x.disjoint(),
+        weight: weight.disjoint(),
+        bias: bias.disjoint(),
+        initial_state: initial_state.disjoint(),
     };
     arch.dispatch(EachBlock { dims, x, kernel: Kernel::Backward(&out) });
-    grads.weight = sum_outer(grads.weight, batch);
-    grads.bias = sum_outer(grads.bias, batch);
-    grads
+    // SAFETY: every block writes its channels of every step, of the sums, and of the state; blocks
+    // cover all channels of all batch entries, and what is absent is empty.
+    unsafe {
+        ConvGrads {
+            x: grad_x.written(),
+            weight: sum_outer(weight.written(), batch),
+            bias: sum_outer(bias.written(), batch),
+            initial_state: initial_state.written(),
+        }
+    }
 }
 
 struct BackwardOut<'a> {
@@ -142,15 +153,9 @@ fn load<S: Simd>(m: Lanes<S>, values: &[f32]) -> Row<S> {
 }
 
 #[inline(always)]
-fn store<S: Simd>(m: Lanes<S>, row: &Row<S>, to: &mut [f32]) {
-    if to.len() == BLOCK_VECTORS * S::F32_LANES {
-        for (row, lanes) in row.iter().zip(S::as_mut_simd_f32s(to).0) {
-            *lanes = *row;
-        }
-        return;
-    }
+fn store<S: Simd>(m: Lanes<S>, row: &Row<S>, to: &mut [MaybeUninit<f32>]) {
     for (row, lanes) in row.iter().zip(to.chunks_mut(S::F32_LANES)) {
-        m.simd.partial_store_f32s(lanes, *row);
+        write_lanes(m.simd, lanes, *row);
     }
 }
 
@@ -226,7 +231,7 @@ fn forward_block<S: Simd>(
         }
         let at = (block.batch * dims.seq_len + t) * dims.channels + block.start;
         // SAFETY: blocks own disjoint channels of a batch entry, rows differ in t.
-        store(m, &y, unsafe { out.slice(at, block.width) });
+        store(m, &y, unsafe { out.row(at, block.width) });
     }
 }
 
@@ -245,7 +250,10 @@ fn backward_block<S: Simd>(
     let bias = load(m, bias);
     let mut grad_taps = vec![zero; d_conv];
     let mut grad_bias = zero;
-    for t in 0..seq_len {
+    // Gradients before the activation of the last `d_conv` steps that were visited, step `t` at
+    // `t % d_conv`: backwards in time, the gradient of an input is complete when its step comes.
+    let mut recent = vec![zero; d_conv];
+    for t in (0..seq_len).rev() {
         let at = (block.batch * seq_len + t) * channels + block.start;
         let mut grad = load(m, &out.grad_y[at..][..block.width]);
         if x.silu {
@@ -257,35 +265,45 @@ fn backward_block<S: Simd>(
                 grad[j] = m.mul(grad[j], m.fma(gate, rest, gate));
             }
         }
+        recent[t % d_conv] = grad;
+        let mut sum = zero;
+        for lag in 0..d_conv {
+            let tap = d_conv - 1 - lag;
+            if let Some(row) = source(dims, x, block, t, lag) {
+                let row = load(m, row);
+                for j in 0..BLOCK_VECTORS {
+                    grad_taps[tap][j] = m.fma(grad[j], row[j], grad_taps[tap][j]);
+                }
+            }
+            if t + lag < seq_len && dims.source(x, block.batch, t + lag, lag).is_some() {
+                add_product(m, &recent[(t + lag) % d_conv], &taps[tap], &mut sum);
+            }
+        }
         for j in 0..BLOCK_VECTORS {
             grad_bias[j] = m.add(grad_bias[j], grad[j]);
         }
-        for lag in 0..d_conv {
-            let Some(place) = dims.source(x, block.batch, t, lag) else { continue };
-            let Some(row) = source(dims, x, block, t, lag) else { continue };
-            let row = load(m, row);
-            // SAFETY: blocks own disjoint channels of a batch entry; this part is gone before the
-            // next one is taken.
-            let to = unsafe {
-                match place {
-                    Source::Input(row) => out.x.slice(row + block.start, block.width),
-                    Source::Initial(row) => out.initial_state.slice(row + block.start, block.width),
+        // SAFETY: blocks own disjoint channels of a batch entry, rows differ in t.
+        store(m, &sum, unsafe { out.x.row(at, block.width) });
+    }
+    if x.initial_state.is_some() {
+        for row in 0..d_conv - 1 {
+            let mut sum = zero;
+            for t in 0..seq_len.min(row + 1) {
+                let lag = t + d_conv - 1 - row;
+                if dims.source(x, block.batch, t, lag).is_some() {
+                    add_product(m, &recent[t % d_conv], &taps[d_conv - 1 - lag], &mut sum);
                 }
-            };
-            let mut sum = load(m, to);
-            let tap = d_conv - 1 - lag;
-            for j in 0..BLOCK_VECTORS {
-                sum[j] = m.fma(grad[j], taps[tap][j], sum[j]);
-                grad_taps[tap][j] = m.fma(grad[j], row[j], grad_taps[tap][j]);
             }
-            store(m, &sum, to);
+            let at = (block.batch * (d_conv - 1) + row) * channels + block.start;
+            // SAFETY: blocks own disjoint channels of a batch entry.
+            store(m, &sum, unsafe { out.initial_state.row(at, block.width) });
         }
     }
     let channel = block.batch * channels + block.start;
     // SAFETY: blocks own disjoint channels of a batch entry.
     unsafe {
-        let to = out.weight.slice(channel * d_conv, block.width * d_conv);
-        let mut values = vec![0.0; block.width];
+        let to = out.weight.row(channel * d_conv, block.width * d_conv);
+        let mut values = vec![MaybeUninit::uninit(); block.width];
         for (k, grad) in grad_taps.iter().enumerate() {
             store(m, grad, &mut values);
             for (channel, value) in values.iter().enumerate() {
@@ -293,8 +311,16 @@ fn backward_block<S: Simd>(
             }
         }
         if x.bias.is_some() {
-            store(m, &grad_bias, out.bias.slice(channel, block.width));
+            store(m, &grad_bias, out.bias.row(channel, block.width));
         }
+    }
+}
+
+/// `sum += a * b`
+#[inline(always)]
+fn add_product<S: Simd>(m: Lanes<S>, a: &Row<S>, b: &Row<S>, sum: &mut Row<S>) {
+    for j in 0..BLOCK_VECTORS {
+        sum[j] = m.fma(a[j], b[j], sum[j]);
     }
 }
 
@@ -322,9 +348,7 @@ mod tests {
         };
         let (truth, truths) = (host::forward(dims, &x), host::backward(dims, &x, &grad_y));
         for arch in routes() {
-            let mut y = vec![0.0; values.len()];
-            let out = Disjoint::new(&mut y);
-            arch.dispatch(EachBlock { dims, x: &x, kernel: Kernel::Forward(&out) });
+            let y = forward_on(arch, dims, &x);
             let grads = backward_on(arch, dims, &x, &grad_y);
             for (name, got, truth) in [
                 ("y", &y, &truth),

@@ -6,8 +6,6 @@
 
 #![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
 
-use std::mem::{ManuallyDrop, MaybeUninit};
-
 #[cfg(feature = "flex")]
 use burn::backend::Flex;
 #[cfg(feature = "ndarray")]
@@ -20,7 +18,11 @@ use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
 use super::extension::{LinearGradPrimitives, LinearOps, LinearOptions, LinearPrimitives, Parts};
-use crate::ops::{disjoint::Disjoint, primitive::HostBackend, simd::sum_outer};
+use crate::ops::{
+    disjoint::{Disjoint, Unwritten},
+    primitive::HostBackend,
+    simd::sum_outer,
+};
 
 /// Products with fewer multiplications than this stay on one thread: waking another takes longer.
 const SERIAL: usize = 1 << 18;
@@ -180,23 +182,18 @@ fn written(m: usize, stride: usize, products: &[Product<'_>]) -> Vec<f32> {
         run(m, &Disjoint::new(&mut to), stride, products);
         return to;
     }
-    // Zeros that are overwritten at once cost a pass over memory, and its page faults.
-    let mut to: Vec<MaybeUninit<f32>> = Vec::with_capacity(m * stride);
-    // SAFETY: `MaybeUninit` needs no initial value, and the capacity is that of the line above.
-    unsafe { to.set_len(m * stride) };
-    run(m, &Disjoint::unwritten(&mut to), stride, products);
-    let mut to = ManuallyDrop::new(to);
-    // SAFETY: the products cover all columns, each without reading what was there; the vector's
-    // memory has one owner, and `MaybeUninit<f32>` has the layout of `f32`.
-    unsafe { Vec::from_raw_parts(to.as_mut_ptr().cast(), to.len(), to.capacity()) }
+    let mut to = Unwritten::new(m * stride);
+    run(m, &to.disjoint(), stride, products);
+    // SAFETY: the products cover all columns, each without reading what was there.
+    unsafe { to.written() }
 }
 
 /// The transpose of a row-major matrix with rows of `cols` values.
 fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
     const BLOCK: usize = 16;
     let rows = values.len() / cols;
-    let mut to = vec![0.0_f32; values.len()];
-    to.par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, to)| {
+    let mut to = Unwritten::new(values.len());
+    to.as_mut_slice().par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, to)| {
         let first = block * BLOCK;
         // A block of rows is read from the cache as often as it has columns here.
         for start in (0..rows).step_by(BLOCK) {
@@ -204,12 +201,13 @@ fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
             for (col, to) in to.chunks_exact_mut(rows).enumerate() {
                 let from = values[start * cols + first + col..].iter().step_by(cols);
                 for (to, from) in to[start..end].iter_mut().zip(from) {
-                    *to = *from;
+                    to.write(*from);
                 }
             }
         }
     });
-    to
+    // SAFETY: every column is in one block, and `from` has a value for each of its rows.
+    unsafe { to.written() }
 }
 
 /// Shape of a part: that of `x` with another last axis.

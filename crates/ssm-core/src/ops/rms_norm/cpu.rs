@@ -2,7 +2,7 @@
 
 #![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
 
-use std::mem::{ManuallyDrop, MaybeUninit};
+use std::mem::MaybeUninit;
 
 #[cfg(feature = "flex")]
 use burn::backend::Flex;
@@ -17,8 +17,9 @@ use super::{
     matrix,
 };
 use crate::ops::{
+    disjoint::Unwritten,
     primitive::HostBackend,
-    simd::{Lanes, sum_outer},
+    simd::{Lanes, sum_outer, write_lanes},
 };
 
 /// Elements of the rows that one thread takes at a time. A constant, since each piece leaves a partial
@@ -28,21 +29,6 @@ const PIECE: usize = 1 << 14;
 /// Rows that a thread takes at a time.
 fn piece_rows(width: usize) -> usize {
     (PIECE / width).max(1)
-}
-
-/// Memory that `fill` writes, every element of it.
-///
-/// # Safety
-/// `fill` must write every element that it is given.
-unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
-    let mut to: Vec<MaybeUninit<f32>> = Vec::with_capacity(len);
-    // SAFETY: `MaybeUninit` needs no initial value, and the capacity is that of the line above.
-    unsafe { to.set_len(len) };
-    fill(&mut to);
-    let mut to = ManuallyDrop::new(to);
-    // SAFETY: written by the caller's promise; the memory has one owner, and `MaybeUninit<f32>` has
-    // the layout of `f32`.
-    unsafe { Vec::from_raw_parts(to.as_mut_ptr().cast(), to.len(), to.capacity()) }
 }
 
 /// `sum(x^2)` and, with `grad`, `sum(x grad weight)` of one row.
@@ -89,18 +75,10 @@ impl WithSimd for Forward<'_> {
             let rows = x.chunks(lanes).zip(self.weight.chunks(lanes)).zip(y.chunks_mut(lanes));
             for ((x, weight), y) in rows {
                 let (x, weight) = (simd.partial_load_f32s(x), simd.partial_load_f32s(weight));
-                store(simd, y, m.mul(m.mul(x, r), weight));
+                write_lanes(simd, y, m.mul(m.mul(x, r), weight));
             }
         }
     }
-}
-
-/// Stores the first lanes of `values`, as many as `to` has.
-#[inline(always)]
-fn store<S: Simd>(simd: S, to: &mut [MaybeUninit<f32>], values: S::f32s) {
-    // SAFETY: same layout, and the slice is only written.
-    let to = unsafe { &mut *(std::ptr::from_mut(to) as *mut [f32]) };
-    simd.partial_store_f32s(to, values);
 }
 
 /// Some rows backwards; `grad_weight` starts at zero.
@@ -131,7 +109,7 @@ impl WithSimd for Gradient<'_> {
                 let x = simd.partial_load_f32s(x);
                 let scaled = m.mul(simd.partial_load_f32s(grad_y), scale);
                 let weight = simd.partial_load_f32s(weight);
-                store(simd, grad_x, m.fma(x, shift, m.mul(scaled, weight)));
+                write_lanes(simd, grad_x, m.fma(x, shift, m.mul(scaled, weight)));
                 let sum = simd.partial_load_f32s(grad_weight);
                 simd.partial_store_f32s(grad_weight, m.fma(x, scaled, sum));
             }
@@ -149,13 +127,12 @@ fn forward<B: HostBackend>(
     let (x, weight) = (B::values(x), B::values(weight));
     let (x, weight) = (x.as_ref(), weight.as_ref());
     let piece = piece_rows(width) * width;
-    let fill = |y: &mut [MaybeUninit<f32>]| {
-        y.par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
-            Arch::new().dispatch(Forward { x, weight, epsilon, y });
-        });
-    };
+    let mut y = Unwritten::new(rows * width);
+    y.as_mut_slice().par_chunks_mut(piece).zip(x.par_chunks(piece)).for_each(|(y, x)| {
+        Arch::new().dispatch(Forward { x, weight, epsilon, y });
+    });
     // SAFETY: pieces cover all rows, and `Forward` writes every element of its rows.
-    let y = unsafe { filled(rows * width, fill) };
+    let y = unsafe { y.written() };
     B::tensor_like(y, &like)
 }
 
@@ -172,17 +149,16 @@ fn backward<B: HostBackend>(
     let piece = piece_rows(width);
     let pieces = rows.div_ceil(piece);
     let mut partial = vec![0.0; pieces * width];
-    let fill = |grad_x: &mut [MaybeUninit<f32>]| {
-        let piece = piece * width;
-        let inputs = x.par_chunks(piece).zip(grad_y.par_chunks(piece));
-        let outputs = grad_x.par_chunks_mut(piece).zip(partial.par_chunks_mut(width));
-        inputs.zip(outputs).for_each(|((x, grad_y), (grad_x, grad_weight))| {
-            let rows = Gradient { x, weight, grad_y, epsilon, grad_x, grad_weight };
-            Arch::new().dispatch(rows);
-        });
-    };
+    let mut grad_x = Unwritten::new(rows * width);
+    let inputs = x.par_chunks(piece * width).zip(grad_y.par_chunks(piece * width));
+    let outputs =
+        grad_x.as_mut_slice().par_chunks_mut(piece * width).zip(partial.par_chunks_mut(width));
+    inputs.zip(outputs).for_each(|((x, grad_y), (grad_x, grad_weight))| {
+        let rows = Gradient { x, weight, grad_y, epsilon, grad_x, grad_weight };
+        Arch::new().dispatch(rows);
+    });
     // SAFETY: as in `forward`.
-    let grad_x = unsafe { filled(rows * width, fill) };
+    let grad_x = unsafe { grad_x.written() };
     RmsNormGradPrimitives {
         x: B::tensor_like(grad_x, &like_x),
         weight: B::tensor_like(sum_outer(partial, pieces), &like_weight),

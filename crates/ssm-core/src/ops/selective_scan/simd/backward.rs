@@ -1,5 +1,7 @@
 //! The backward pass: chunks from the last to the first, the states inside one computed again.
 
+use std::mem::MaybeUninit;
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -9,8 +11,8 @@ use super::{
     step_sizes, unstage, unstage_transposed,
 };
 use crate::ops::{
-    disjoint::Disjoint,
-    simd::{Lanes, Scratch, sum_outer},
+    disjoint::{Disjoint, Unwritten},
+    simd::{Lanes, Scratch, sum_outer, write_lanes},
 };
 
 /// The whole backward pass: allocates the gradients, hands blocks to the threads, adds partial sums.
@@ -71,28 +73,26 @@ impl WithSimd for BackwardOp<'_> {
         let blocks = Blocks::new(dims, S::F32_LANES);
         let padded = blocks.width;
         let steps = batch * seq_len * d_inner;
-        let zeros = |len: usize| vec![0.0_f32; len];
-        let mut grads = ScanGrads {
-            u: zeros(steps),
-            delta: zeros(steps),
-            z: zeros(x.z.map_or(0, |_| steps)),
-            initial_state: zeros(x.initial_state.map_or(0, |_| batch * d_inner * d_state)),
-            b: zeros(blocks.per_group * batch * seq_len * n_groups * d_state),
-            c: zeros(blocks.per_group * batch * seq_len * n_groups * d_state),
-            a: zeros(batch * d_inner * d_state),
-            d: zeros(x.d.map_or(0, |_| batch * d_inner)),
-            delta_bias: zeros(x.delta_bias.map_or(0, |_| batch * d_inner)),
-        };
+        let if_present = |arg: Option<&[f32]>, len| Unwritten::new(arg.map_or(0, |_| len));
+        let states = batch * d_inner * d_state;
+        let rows = blocks.per_group * batch * seq_len * n_groups * d_state;
+        let (mut u, mut delta) = (Unwritten::new(steps), Unwritten::new(steps));
+        let mut z = if_present(x.z, steps);
+        let mut initial_state = if_present(x.initial_state, states);
+        let (mut b, mut c) = (Unwritten::new(rows), Unwritten::new(rows));
+        let mut a = Unwritten::new(states);
+        let mut d = if_present(x.d, batch * d_inner);
+        let mut bias = if_present(x.delta_bias, batch * d_inner);
         let out = BackwardOut {
-            u: Disjoint::new(&mut grads.u),
-            delta: Disjoint::new(&mut grads.delta),
-            z: Disjoint::new(&mut grads.z),
-            initial_state: Disjoint::new(&mut grads.initial_state),
-            b: Disjoint::new(&mut grads.b),
-            c: Disjoint::new(&mut grads.c),
-            a: Disjoint::new(&mut grads.a),
-            d: Disjoint::new(&mut grads.d),
-            bias: Disjoint::new(&mut grads.delta_bias),
+            u: u.disjoint(),
+            delta: delta.disjoint(),
+            z: z.disjoint(),
+            initial_state: initial_state.disjoint(),
+            b: b.disjoint(),
+            c: c.disjoint(),
+            a: a.disjoint(),
+            d: d.disjoint(),
+            bias: bias.disjoint(),
         };
         let chunk = CHUNK_LEN.min(seq_len);
         let this = &self;
@@ -103,12 +103,21 @@ impl WithSimd for BackwardOp<'_> {
                 simd.vectorize(BackwardBlock { op: this, block, scratch, out: &out });
             },
         );
-        grads.b = sum_outer(grads.b, blocks.per_group);
-        grads.c = sum_outer(grads.c, blocks.per_group);
-        grads.a = sum_outer(grads.a, batch);
-        grads.d = sum_outer(grads.d, batch);
-        grads.delta_bias = sum_outer(grads.delta_bias, batch);
-        grads
+        // SAFETY: every block writes its channels of every step and of every sum, and its own rows of
+        // `b` and `c`; blocks cover all channels of all batch entries, and what is absent is empty.
+        unsafe {
+            ScanGrads {
+                u: u.written(),
+                delta: delta.written(),
+                z: z.written(),
+                initial_state: initial_state.written(),
+                b: sum_outer(b.written(), blocks.per_group),
+                c: sum_outer(c.written(), blocks.per_group),
+                a: sum_outer(a.written(), batch),
+                d: sum_outer(d.written(), batch),
+                delta_bias: sum_outer(bias.written(), batch),
+            }
+        }
     }
 }
 
@@ -224,8 +233,7 @@ fn backward_block<S: Simd, const J: usize>(
             let row = block.row(dims, first + t);
             let part = block.index * batch * seq_len * n_groups * d_state + row.start;
             // SAFETY: blocks of one group write different parts, of different groups different rows.
-            let (grad_b, grad_c) =
-                unsafe { (out.b.slice(part, d_state), out.c.slice(part, d_state)) };
+            let (grad_b, grad_c) = unsafe { (out.b.row(part, d_state), out.c.row(part, d_state)) };
             let (b, c) = (&x.b[row.clone()], &x.c[row]);
             let reset = block.is_reset(dims, x, first + t);
             let (mut from_a, mut from_b) = ([zero; J], [zero; J]);
@@ -253,8 +261,8 @@ fn backward_block<S: Simd, const J: usize>(
                     from_b[j] = m.fma(grad, b, from_b[j]);
                     g[j] = m.mul(grad, decay[j]);
                 }
-                *grad_b = m.simd.reduce_sum_f32s(sum_b);
-                *grad_c = m.simd.reduce_sum_f32s(sum_c);
+                grad_b.write(m.simd.reduce_sum_f32s(sum_b));
+                grad_c.write(m.simd.reduce_sum_f32s(sum_c));
             }
             if reset {
                 g.fill(0.0);
@@ -276,10 +284,10 @@ fn backward_block<S: Simd, const J: usize>(
             let from = t * padded..(t + 1) * padded;
             // SAFETY: blocks own disjoint channels, rows differ in t.
             unsafe {
-                unstage::<S, J>(&y[from.clone()], out.u.slice(at, block.width));
-                unstage::<S, J>(&grad_delta[from.clone()], out.delta.slice(at, block.width));
+                unstage::<S, J>(&y[from.clone()], out.u.row(at, block.width));
+                unstage::<S, J>(&grad_delta[from.clone()], out.delta.row(at, block.width));
                 if x.z.is_some() {
-                    unstage::<S, J>(&z[from], out.z.slice(at, block.width));
+                    unstage::<S, J>(&z[from], out.z.row(at, block.width));
                 }
             }
         }
@@ -288,24 +296,28 @@ fn backward_block<S: Simd, const J: usize>(
     let state = block.state(dims, 0);
     // SAFETY: blocks own disjoint channels of a batch entry.
     unsafe {
-        unstage_transposed(grad_a, d_state, out.a.slice(state, block.width * d_state));
+        unstage_transposed(grad_a, d_state, out.a.row(state, block.width * d_state));
         if x.initial_state.is_some() {
-            let to = out.initial_state.slice(state, block.width * d_state);
+            let to = out.initial_state.row(state, block.width * d_state);
             unstage_transposed(g, d_state, to);
         }
         if x.d.is_some() {
-            store_row(m, &grad_skip, out.d.slice(channel, block.width));
+            store_row(m, &grad_skip, out.d.row(channel, block.width));
         }
         if x.delta_bias.is_some() {
-            store_row(m, &grad_bias, out.bias.slice(channel, block.width));
+            store_row(m, &grad_bias, out.bias.row(channel, block.width));
         }
     }
 }
 
 /// The inverse of [`channel_row`].
 #[inline(always)]
-fn store_row<S: Simd, const J: usize>(m: Lanes<S>, row: &[S::f32s; J], to: &mut [f32]) {
+fn store_row<S: Simd, const J: usize>(
+    m: Lanes<S>,
+    row: &[S::f32s; J],
+    to: &mut [MaybeUninit<f32>],
+) {
     for (lanes, row) in to.chunks_mut(S::F32_LANES).zip(row) {
-        m.simd.partial_store_f32s(lanes, *row);
+        write_lanes(m.simd, lanes, *row);
     }
 }

@@ -9,7 +9,7 @@ use super::{
     stage_transposed, step_sizes, unstage, unstage_transposed,
 };
 use crate::ops::{
-    disjoint::Disjoint,
+    disjoint::{Disjoint, Unwritten},
     simd::{Lanes, Scratch},
 };
 
@@ -27,14 +27,14 @@ impl WithSimd for ForwardOp<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> Forward {
         let Self { dims, x, save_states } = self;
         let ScanDims { batch, seq_len, d_inner, d_state, .. } = dims;
-        let mut y = vec![0.0; batch * seq_len * d_inner];
-        let mut final_state = vec![0.0; batch * d_inner * d_state];
+        let mut y = Unwritten::new(batch * seq_len * d_inner);
+        let mut final_state = Unwritten::new(batch * d_inner * d_state);
         let n_saved = if save_states { n_chunks(seq_len) } else { 0 };
-        let mut states = vec![0.0; batch * n_saved * d_state * d_inner];
+        let mut states = Unwritten::new(batch * n_saved * d_state * d_inner);
         let out = ForwardOut {
-            y: Disjoint::new(&mut y),
-            final_state: Disjoint::new(&mut final_state),
-            states: Disjoint::new(&mut states),
+            y: y.disjoint(),
+            final_state: final_state.disjoint(),
+            states: states.disjoint(),
         };
         let blocks = Blocks::new(dims, S::F32_LANES);
         let padded = blocks.width;
@@ -45,7 +45,11 @@ impl WithSimd for ForwardOp<'_> {
                 simd.vectorize(ForwardBlock { dims, x, block, save_states, scratch, out: &out });
             },
         );
-        Forward { y, final_state, states }
+        // SAFETY: every block writes its channels of every step, of the last state, and of the saved
+        // ones if there are any; blocks cover all channels of all batch entries.
+        unsafe {
+            Forward { y: y.written(), final_state: final_state.written(), states: states.written() }
+        }
     }
 }
 
@@ -121,7 +125,7 @@ fn forward_block<S: Simd, const J: usize>(
         if save_states {
             for n in 0..d_state {
                 // SAFETY: blocks own disjoint channels of a batch entry, rows differ in chunk and n.
-                let saved = unsafe { out.states.slice(block.saved(dims, chunk, n), block.width) };
+                let saved = unsafe { out.states.row(block.saved(dims, chunk, n), block.width) };
                 unstage::<S, J>(&h[n * padded..][..padded], saved);
             }
         }
@@ -169,11 +173,11 @@ fn forward_block<S: Simd, const J: usize>(
         }
         for t in 0..len {
             // SAFETY: blocks own disjoint channels, rows differ in t.
-            let to = unsafe { out.y.slice(block.at(dims, first + t), block.width) };
+            let to = unsafe { out.y.row(block.at(dims, first + t), block.width) };
             unstage::<S, J>(&y[t * padded..][..padded], to);
         }
     }
     // SAFETY: blocks own disjoint channels of a batch entry.
-    let to = unsafe { out.final_state.slice(block.state(dims, 0), block.width * d_state) };
+    let to = unsafe { out.final_state.row(block.state(dims, 0), block.width * d_state) };
     unstage_transposed(h, d_state, to);
 }

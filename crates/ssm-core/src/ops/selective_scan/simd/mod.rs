@@ -11,6 +11,8 @@
 mod backward;
 mod forward;
 
+use std::mem::MaybeUninit;
+
 use pulp::{Arch, Simd};
 
 use self::{backward::BackwardOp, forward::ForwardOp};
@@ -140,11 +142,14 @@ fn stage<S: Simd, const J: usize>(from: &[f32], to: &mut [f32]) {
 
 /// Copies the beginning of a padded row into a row of channels.
 #[inline(always)]
-fn unstage<S: Simd, const J: usize>(from: &[f32], to: &mut [f32]) {
-    if let ([from, ..], [to, ..]) = (rows::<S, J>(from), rows_mut::<S, J>(to)) {
-        *to = *from;
+fn unstage<S: Simd, const J: usize>(from: &[f32], to: &mut [MaybeUninit<f32>]) {
+    if let ([from, ..], true) = (rows::<S, J>(from), to.len() >= J * S::F32_LANES) {
+        // SAFETY: a row of registers is that many f32, and this memory is as long.
+        unsafe { to.as_mut_ptr().cast::<[S::f32s; J]>().write_unaligned(*from) };
     } else {
-        to.copy_from_slice(&from[..to.len()]);
+        for (to, from) in to.iter_mut().zip(from) {
+            to.write(*from);
+        }
     }
 }
 
@@ -162,11 +167,11 @@ fn stage_transposed(from: &[f32], d_state: usize, scale: f32, to: &mut [f32]) {
 
 /// The inverse of [`stage_transposed`].
 #[inline(always)]
-fn unstage_transposed(from: &[f32], d_state: usize, to: &mut [f32]) {
+fn unstage_transposed(from: &[f32], d_state: usize, to: &mut [MaybeUninit<f32>]) {
     let padded = from.len() / d_state;
     for (channel, values) in to.chunks_exact_mut(d_state).enumerate() {
         for (n, value) in values.iter_mut().enumerate() {
-            *value = from[n * padded + channel];
+            value.write(from[n * padded + channel]);
         }
     }
 }
