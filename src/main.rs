@@ -112,7 +112,21 @@ fn device_section(text: &str) -> Result<ssm_train::config::DeviceSection, Error>
     Ok(ssm_train::config::DeviceSection { backend: backend.to_owned(), index })
 }
 
+/// Bytes of stack of a thread of the pool.
+const STACK: usize = 8 << 20;
+
 fn main() -> ExitCode {
+    // The main thread of most systems has this much stack, and Burn's autodiff needs some.
+    let pool = rayon::ThreadPoolBuilder::new().stack_size(STACK);
+    match pool.build_global() {
+        // On a thread of the pool, which then need not be woken for every operation. Not on the only
+        // one: what reads data on other threads may have work for the pool too.
+        Ok(()) if rayon::current_num_threads() > 1 => rayon::scope(|_| run()),
+        _ => run(),
+    }
+}
+
+fn run() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -1,10 +1,11 @@
 """What PyTorch does on this CPU with the shapes of our bench: mamba.py's scan and blocks, an S-Mamba step.
 
-    python3 -m venv V && V/bin/pip install torch mambapy && V/bin/python peers.py
+    python3 -m venv V && V/bin/pip install torch mambapy && V/bin/python peers.py [block]
 
 One JSON row a case, medians in milliseconds, two threads. Run it beside our bench and quote ratios.
 """
 import json
+import sys
 import time
 
 import torch
@@ -107,6 +108,9 @@ def s_mamba_step():
     row(op="S-Mamba training step, ETTh1 96 -> 96", ms=median_ms(step, 20))
 
 
+if sys.argv[1:] == ["block"]:
+    block(2, 256, 256, 1, True)
+    sys.exit()
 row(torch=torch.__version__, threads=torch.get_num_threads())
 n = torch.randn(1024, 1024)
 ms = median_ms(lambda: n @ n, 10)

@@ -21,5 +21,10 @@ for _ in 1 2 3 4 5; do
   step
   cargo bench -q --workspace --bench selective_scan
 done
+# The block once more, turn by turn: what the machine does to one it does to the other.
+for _ in {1..15}; do
+  "$python" "$here/peers.py" block
+  cargo bench -q --workspace --bench selective_scan -- block
+done
 cargo bench -q --workspace --bench ops
 cargo bench -q --workspace --bench selective_scan -- growth

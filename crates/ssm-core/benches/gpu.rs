@@ -26,6 +26,7 @@ use ssm_core::{
             extension::{CausalConv1dOps, ConvPrimitives},
             host::{self as conv_host, ConvDims, ConvSlices},
         },
+        linear::extension::{LinearOps, LinearOptions, LinearPrimitives, Parts},
         primitive::Maybe,
         selective_scan::{
             ScanArgs,
@@ -353,6 +354,80 @@ fn bench_conv(batch: usize, seq_len: usize, channels: usize, dtype: FloatDType, 
     }
 }
 
+/// A linear map and its two gradients, which are products with a transposed operand.
+fn bench_linear(rows: usize, d_in: usize, d_out: usize, dtype: FloatDType, device: &Device) {
+    let x = uniform([rows, d_in], -1.0, 1.0, device).cast(dtype);
+    let weight = uniform([d_in, d_out], -1.0, 1.0, device).cast(dtype);
+    let grad_y = uniform([rows, d_out], -1.0, 1.0, device).cast(dtype);
+    let input = || LinearPrimitives {
+        x: x.clone().into_dispatch(),
+        weight: weight.clone().into_dispatch(),
+        bias: Maybe::Absent,
+    };
+    let options =
+        |grad_x, grad_weight| LinearOptions { widths: [d_out, 0, 0], grad_x, grad_weight };
+    let backward = |grad_x, grad_weight| {
+        let parts = Parts {
+            first: Maybe::Present(grad_y.clone().into_dispatch()),
+            second: Maybe::Absent,
+            third: Maybe::Absent,
+        };
+        <Dispatch as LinearOps>::linear_bwd(input(), parts, options(grad_x, grad_weight))
+    };
+    let forward = || <Dispatch as LinearOps>::linear_fwd(input(), options(true, true));
+    let start = Instant::now();
+    forward();
+    backward(true, true);
+    device.sync().expect("the device works");
+    let first = start.elapsed().as_secs_f64();
+    let times = [
+        median_ms(device, || drop(forward())),
+        median_ms(device, || drop(backward(true, false))),
+        median_ms(device, || drop(backward(false, true))),
+    ];
+    let tflops = times.map(|ms| 2e-9 * (rows * d_in * d_out) as f64 / ms);
+    // Some rows and columns of each result, in f64.
+    let few = |t: Tensor<2>| {
+        let [m, n] = t.dims();
+        t.narrow(0, m - m.min(8), m.min(8)).narrow(1, n - n.min(8), n.min(8))
+    };
+    let product = |a: Tensor<2>, b: Tensor<2>| {
+        let ([m, k], [_, n]) = (a.dims(), b.dims());
+        let (a, b) = (f64s(a), f64s(b));
+        let at = |i: usize| (0..k).map(|l| a[i / n * k + l] * b[l * n + i % n]).sum::<f64>();
+        (0..m * n).map(at).collect::<Vec<f64>>()
+    };
+    let last = |t: &Tensor<2>, axis: usize| {
+        let size = t.dims()[axis];
+        t.clone().narrow(axis, size - size.min(8), size.min(8))
+    };
+    let y = Tensor::from_dispatch(forward().remove(0));
+    let grads = backward(true, true);
+    let grad = |grad: Maybe<Dispatch>| match grad {
+        Maybe::Present(grad) => f64s(few(Tensor::from_dispatch(grad))),
+        Maybe::Absent => panic!("no gradient"),
+    };
+    let errors = [
+        error(&f64s(few(y)), &product(last(&x, 0), last(&weight, 1))),
+        error(&grad(grads.x), &product(last(&grad_y, 0), last(&weight, 0).transpose())),
+        error(&grad(grads.weight), &product(last(&x, 1).transpose(), last(&grad_y, 1))),
+    ];
+    println!(
+        "{{\"op\":\"linear\",\"dtype\":\"{dtype:?}\",\"rows\":{rows},\"d_in\":{d_in},\"d_out\":{d_out},\
+         \"fwd_ms\":{:.4},\"grad_x_ms\":{:.4},\"grad_weight_ms\":{:.4},\"tflop_per_s\":[{:.1},{:.1},{:.1}],\
+         \"errors\":[{:.1e},{:.1e},{:.1e}],\"first_s\":{first:.1}}}",
+        times[0],
+        times[1],
+        times[2],
+        tflops[0],
+        tflops[1],
+        tflops[2],
+        errors[0],
+        errors[1],
+        errors[2]
+    );
+}
+
 fn bench_block(batch: usize, seq_len: usize, d_model: usize, device: &Device) {
     let tracked = device.clone().autodiff();
     let block = BlockConfig { mixer: MixerConfig::Mamba(MambaConfig::default()), mlp: None }
@@ -424,6 +499,20 @@ fn main() {
         }
         if wanted("conv") {
             bench_conv(8, 2048, 1536, dtype, &device);
+        }
+    }
+    for dtype in [FloatDType::F32, FloatDType::BF16].into_iter().take(1 + usize::from(has_bf16)) {
+        for (rows, d_in, d_out) in [
+            (16_384, 768, 3072),
+            (16_384, 1536, 768),
+            (16_384, 1536, 80),
+            (16_384, 48, 1536),
+            (512, 256, 1024),
+            (352, 256, 256),
+        ] {
+            if wanted("linear") {
+                bench_linear(rows, d_in, d_out, dtype, &device);
+            }
         }
     }
     if wanted("block") {

@@ -276,6 +276,11 @@ fn bench_limits(device: &Device) {
 }
 
 fn main() {
+    // In the pool, as the training loop.
+    rayon::scope(|_| run());
+}
+
+fn run() {
     let device = Device::flex();
     let dims = |batch, seq_len, d_inner, d_state| ScanDims {
         batch,

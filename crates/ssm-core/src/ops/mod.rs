@@ -4,7 +4,7 @@
 //! |---|---|---|---|---|---|
 //! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd.rs` | `tiled`, `portable` | hand-written |
 //! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | `kernel.rs` | hand-written |
-//! | [`linear`] | - | Burn's matmul | `cpu.rs` | Burn's matmul | hand-written |
+//! | [`linear`] | - | Burn's matmul | `cpu.rs` | CubeK's | hand-written |
 //! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | `kernel.rs` | hand-written |
 //! | [`rms_norm`] | Zhang & Sennrich 2019, arXiv:1910.07467 | Burn's module | `cpu.rs` | `kernel.rs` | hand-written |
 //! | [`recompute`] | Chen et al. 2016, arXiv:1604.06174 | the layer itself | - | - | runs the layer again |
@@ -27,3 +27,4 @@ pub mod recompute;
 pub mod rms_norm;
 pub mod selective_scan;
 mod simd;
+mod threads;

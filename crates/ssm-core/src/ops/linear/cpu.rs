@@ -22,6 +22,7 @@ use crate::ops::{
     disjoint::{Disjoint, Unwritten},
     primitive::HostBackend,
     simd::sum_outer,
+    threads::keep_awake,
 };
 
 /// Products with fewer multiplications than this stay on one thread: waking another takes longer.
@@ -223,6 +224,7 @@ fn forward<B: HostBackend>(
     input: LinearPrimitives<B>,
     options: LinearOptions,
 ) -> Vec<FloatTensor<B>> {
+    keep_awake();
     let [d_in, d_out] = input.weight.shape().dims();
     let shape = input.x.shape();
     let like = input.x.clone();
@@ -268,6 +270,7 @@ fn backward<B: HostBackend>(
     grad_y: Parts<B>,
     options: LinearOptions,
 ) -> LinearGradPrimitives<B> {
+    keep_awake();
     let [d_in, d_out] = input.weight.shape().dims();
     let types = input.clone();
     let (x, weight) = (B::values(input.x), B::values(input.weight));

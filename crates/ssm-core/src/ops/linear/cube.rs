@@ -1,4 +1,4 @@
-//! Linear maps on devices of CubeCL: Burn's matrix product, with few launches.
+//! Linear maps on devices of CubeCL, with few launches.
 
 use burn::{
     backend::{TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor},
@@ -6,7 +6,10 @@ use burn::{
 };
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
-use super::extension::{LinearGradPrimitives, LinearOps, LinearOptions, LinearPrimitives, Parts};
+use super::{
+    extension::{LinearGradPrimitives, LinearOps, LinearOptions, LinearPrimitives, Parts},
+    kernel::{product as multiply, sum_of_rows},
+};
 use crate::ops::{cube::cast, primitive::Maybe};
 
 /// Widths of all parts together up to which they are one product that is cut, or put together
@@ -45,7 +48,7 @@ fn forward(input: LinearPrimitives<B>, options: LinearOptions) -> Vec<CubeTensor
     let product = |part: (usize, usize)| {
         let whole = part == (0, d_out);
         let cut = |t: &CubeTensor| if whole { t.clone() } else { columns(t.clone(), part) };
-        let y = B::float_matmul(x.clone(), cut(&weight));
+        let y = multiply(x.clone(), cut(&weight));
         match &bias {
             Some(bias) => B::float_add(y, cut(bias)),
             None => y,
@@ -97,7 +100,7 @@ fn backward(
                 true => weight.clone(),
                 false => columns(weight.clone(), *part),
             };
-            B::float_matmul(grad.clone(), transposed(weight))
+            multiply(grad.clone(), transposed(weight))
         });
         let sum = products.reduce(B::float_add).unwrap_or_else(|| zeros([rows, d_in]));
         B::float_reshape(sum, shape)
@@ -118,7 +121,7 @@ fn backward(
         }
     };
     let grad_weight = options.grad_weight.then(|| {
-        let grad = beside(d_in, &|grad| B::float_matmul(transposed(x.clone()), grad.clone()));
+        let grad = beside(d_in, &|grad| sum_of_rows(x.clone(), grad.clone()));
         cast(grad, types.weight.dtype)
     });
     let grad_bias = types.bias.into_option().map(|like| {

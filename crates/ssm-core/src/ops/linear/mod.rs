@@ -22,6 +22,8 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod extension;
+#[cfg(feature = "cube")]
+mod kernel;
 
 use burn::{backend::Dispatch, module::Param, nn::Linear, tensor::Tensor};
 
