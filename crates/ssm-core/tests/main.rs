@@ -6,6 +6,7 @@ mod linear;
 mod mixer_laws;
 mod order;
 mod pointwise;
+mod recompute;
 mod rms_norm;
 mod selective_scan;
 mod support;

@@ -17,7 +17,8 @@ use crate::{
     ops::{
         causal_conv1d::{ConvArgs, causal_conv1d},
         linear::{linear, linear_loose, linear_split},
-        selective_scan::{ScanArgs, selective_scan},
+        recompute::{Segments, recompute, recompute_in_segments},
+        selective_scan::{ScanArgs, ScanOutput, selective_scan},
     },
     order::ScanOrder,
 };
@@ -42,6 +43,10 @@ pub struct BranchConfig {
     /// Floor of the initial step size, above 0, at most 1000. Default 1e-4.
     pub dt_init_floor: f64,
 }
+
+/// Steps of a segment where branches are computed again piece by piece: what autodiff keeps of so
+/// many is small beside a sequence of 100,000, and enough to fill a device.
+const SEGMENT_LEN: usize = 8192;
 
 /// A state forgets everything in much shorter steps; far above it the bias is no f32 any more.
 const DT_LIMIT: f64 = 1000.0;
@@ -240,9 +245,32 @@ impl BranchedMamba {
         let [_, d_inner_twice] = self.in_proj.weight.dims();
         let d_inner = d_inner_twice / 2;
         let [x, z] = linear_split(&self.in_proj, x, [d_inner; 2]);
-        let (x_b, z_b) = (self.order.apply(x.clone()), self.order.apply(z.clone()));
-        let y_b = self.order.undo(self.branch_b.forward(x_b, z_b), seq_len);
-        self.branch.forward(x, z) + y_b
+        let order = self.order.clone();
+        // Run again in the backward pass: cheaper than a second, re-ordered copy of a long sequence.
+        let u_b = recompute(&self.branch_b.conv1d, x.clone(), move |conv1d, x| {
+            conv1d.forward(order.apply(x), None)
+        });
+        let y_b = self.branch_b.scan(u_b, self.order.apply(z.clone()), None).y;
+        let y = self.branch.scan(self.branch.conv1d.forward(x, None), z, None).y;
+        y + self.order.undo(y_b, seq_len)
+    }
+
+    /// [`BranchedMamba::merged`] with branches that are computed again in the backward pass,
+    /// `segment_len` steps at a time.
+    ///
+    /// # Panics
+    /// If `segment_len` is 0, or shorter than the history of the convolution.
+    pub fn merged_in_segments(&self, x: Tensor<3>, segment_len: usize) -> Tensor<3> {
+        let [_, seq_len, _] = x.dims();
+        let xz = linear(&self.in_proj, x);
+        let branch = |branch: &Branch, xz: Tensor<3>, order: &ScanOrder| {
+            let [_, _, d_conv] = branch.conv1d.weight.dims();
+            let order = order.clone();
+            let segments = Segments { order, len: segment_len, history: d_conv - 1 };
+            recompute_in_segments(branch, xz, segments, Branch::segment)
+        };
+        let y_b = branch(&self.branch_b, xz.clone(), &self.order);
+        branch(&self.branch, xz, &ScanOrder::Raster) + self.order.undo(y_b, seq_len)
     }
 }
 
@@ -253,6 +281,20 @@ struct Conv1d {
     weight: Param<Tensor<3>>,
     /// `[d_inner]`
     bias: Param<Tensor<1>>,
+}
+
+impl Conv1d {
+    /// `silu(conv(x))` behind the steps of `history`, zeros if absent.
+    fn forward(&self, x: Tensor<3>, history: Option<Tensor<3>>) -> Tensor<3> {
+        causal_conv1d(ConvArgs {
+            x,
+            weight: self.weight.val().squeeze_dim(1),
+            bias: Some(self.bias.val()),
+            silu: true,
+            initial_state: history,
+            resets: None,
+        })
+    }
 }
 
 /// What lies between the projections of Mamba: convolution, selective scan, gate.
@@ -268,20 +310,12 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// `x`, `z` and the output: `[batch, seq_len, d_inner]`.
-    fn forward(&self, x: Tensor<3>, z: Tensor<3>) -> Tensor<3> {
+    /// From the convolution's output `u` and the gate `z`, all `[batch, seq_len, d_inner]`.
+    fn scan(&self, u: Tensor<3>, z: Tensor<3>, state: Option<Tensor<3>>) -> ScanOutput {
         let [_, d_state] = self.a_log.dims();
         let [dt_rank, _] = self.dt_proj.weight.dims();
-        let u = causal_conv1d(ConvArgs {
-            x,
-            weight: self.conv1d.weight.val().squeeze_dim(1),
-            bias: Some(self.conv1d.bias.val()),
-            silu: true,
-            initial_state: None,
-            resets: None,
-        });
         let [dt, b, c] = linear_split(&self.x_proj, u.clone(), [dt_rank, d_state, d_state]);
-        let out = selective_scan(ScanArgs {
+        selective_scan(ScanArgs {
             u,
             delta: linear_loose(self.dt_proj.weight.val(), None, dt),
             // In f32 for any dtype of the weights, as in `mamba.rs`.
@@ -293,10 +327,27 @@ impl Branch {
             // Added inside the scan, before softplus.
             delta_bias: self.dt_proj.bias.as_ref().map(Param::val),
             delta_softplus: true,
-            initial_state: None,
+            initial_state: state,
             resets: None,
-        });
-        out.y
+        })
+    }
+
+    /// Steps of a longer sequence `xz`, `[batch, history + seq_len, 2 * d_inner]`, from `state`.
+    fn segment(
+        &self,
+        xz: Tensor<3>,
+        history: usize,
+        state: Option<Tensor<3>>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let [_, len, _] = xz.dims();
+        let [d_inner, _] = self.a_log.dims();
+        let seq_len = len - history;
+        let x = xz.clone().narrow(2, 0, d_inner);
+        let z = xz.narrow(1, history, seq_len).narrow(2, d_inner, d_inner);
+        let before = (history > 0).then(|| x.clone().narrow(1, 0, history));
+        let u = self.conv1d.forward(x.narrow(1, history, seq_len), before);
+        let ScanOutput { y, final_state } = self.scan(u, z, state);
+        (y, final_state)
     }
 }
 
@@ -326,6 +377,14 @@ impl Mixer for BranchedMamba {
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         linear(&self.out_proj, self.merged(x))
+    }
+
+    fn forward_in_segments(&self, x: Tensor<3>) -> Tensor<3> {
+        let [_, seq_len, _] = x.dims();
+        if seq_len <= SEGMENT_LEN {
+            return self.forward(x);
+        }
+        linear(&self.out_proj, self.merged_in_segments(x, SEGMENT_LEN))
     }
 
     fn init_state(&self, _batch: usize) -> Result<NoState, MixerError> {

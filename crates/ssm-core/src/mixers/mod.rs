@@ -30,6 +30,12 @@ pub trait Mixer: Module {
     /// Mixes whole sequences from an empty past: `[batch, seq_len, d_model]`, same shape out.
     fn forward(&self, x: Tensor<3>) -> Tensor<3>;
 
+    /// As [`Mixer::forward`], with a backward pass that computes long sequences again piece by piece
+    /// if the mixer can be cut, for memory's sake.
+    fn forward_in_segments(&self, x: Tensor<3>) -> Tensor<3> {
+        self.forward(x)
+    }
+
     /// The state before the first step.
     ///
     /// # Errors
@@ -185,6 +191,10 @@ macro_rules! mixers {
 
             fn forward(&self, x: Tensor<3>) -> Tensor<3> {
                 match self { $(Self::$name(mixer) => mixer.forward(x),)+ }
+            }
+
+            fn forward_in_segments(&self, x: Tensor<3>) -> Tensor<3> {
+                match self { $(Self::$name(mixer) => mixer.forward_in_segments(x),)+ }
             }
 
             fn init_state(&self, batch: usize) -> Result<MixerState, MixerError> {

@@ -2,7 +2,8 @@
 //!
 //! What a layer saves for its backward pass is many times its input. Here only the input is saved, and
 //! the backward pass runs the layer once more, in a graph of its own: a third more work, and the
-//! memory of one layer instead of all. May import Burn.
+//! memory of one layer instead of all. A recurrent layer can be cut along the sequence as well
+//! ([`recompute_in_segments`]): then it is the memory of one segment. May import Burn.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -20,6 +21,7 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod extension;
+mod segments;
 
 use burn::{
     backend::Dispatch,
@@ -28,6 +30,7 @@ use burn::{
 };
 
 use self::extension::{Again, RecomputeOps};
+pub use self::segments::{Segments, recompute_in_segments};
 
 /// `forward(module, x)`, of which the backward pass finds nothing but `x` and the parameters.
 ///
@@ -45,7 +48,7 @@ use self::extension::{Again, RecomputeOps};
 pub fn recompute<M: Module + 'static>(
     module: &M,
     x: Tensor<3>,
-    forward: fn(&M, Tensor<3>) -> Tensor<3>,
+    forward: impl Fn(&M, Tensor<3>) -> Tensor<3> + Send + 'static,
 ) -> Tensor<3> {
     if !x.device().is_autodiff() {
         return forward(module, x);
@@ -58,7 +61,8 @@ pub fn recompute<M: Module + 'static>(
     let again = Again::new(move |grad_y| {
         let module = plain.train();
         let x = inner.autodiff().require_grad();
-        let grads = backward_from(forward(&module, x.clone()), Tensor::from_dispatch(grad_y));
+        let y = forward(&module, x.clone());
+        let grads = with_gradient(y, Tensor::from_dispatch(grad_y)).backward();
         let grad_x = x.grad(&grads).unwrap_or_else(|| x.inner().zeros_like());
         [grad_x.into_dispatch(), flat(&module, Some(&grads)).into_dispatch()]
     });
@@ -81,16 +85,16 @@ fn attach<const D: usize>(
     Tensor::from_dispatch(<Dispatch as RecomputeOps>::recompute(x, params, y, again))
 }
 
-/// The backward pass from a gradient that is there already.
+/// A loss whose gradient with respect to `y` is `grad_y`; several add up.
 ///
-/// As that of `sum(y * grad_y)`, without the product, and without `y`.
-fn backward_from(y: Tensor<3>, grad_y: Tensor<3>) -> Gradients {
+/// As `sum(y * grad_y)`, without the product, and without `y`.
+fn with_gradient(y: Tensor<3>, grad_y: Tensor<3>) -> Tensor<1> {
     let none: Tensor<1> = Tensor::zeros([1], &grad_y.device());
     let again = {
         let none = none.clone();
         Again::new(move |_| [grad_y.into_dispatch(), none.into_dispatch()])
     };
-    attach(y, none.clone().autodiff(), none, again).backward()
+    attach(y, none.clone().autodiff(), none, again)
 }
 
 /// The parameters of a module one after the other, or their gradients.

@@ -177,6 +177,11 @@ impl Layer {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         x.clone() + self.mixer.forward(normalised(&self.norm, x))
     }
+
+    /// The same, of which the backward pass keeps as little as it can.
+    fn forward_in_segments(&self, x: Tensor<3>) -> Tensor<3> {
+        x.clone() + self.mixer.forward_in_segments(normalised(&self.norm, x))
+    }
 }
 
 /// Autodiff keeps two more copies of a long bag for a norm, which are cheaper to compute again.
@@ -201,7 +206,11 @@ impl MambaMil {
         let x = if self.relu { activation::relu(x) } else { gelu(x) };
         let mut x = dropout(x, self.dropout);
         for layer in &self.layers {
-            x = if self.recompute { recompute(layer, x, Layer::forward) } else { layer.forward(x) };
+            x = if self.recompute {
+                recompute(layer, x, Layer::forward_in_segments)
+            } else {
+                layer.forward(x)
+            };
         }
         let (pooled, attention) = self.pool.forward(normalised(&self.norm, x));
         Output {
