@@ -6,3 +6,4 @@ mod mistakes;
 mod runs;
 mod slides;
 mod support;
+mod verbs;

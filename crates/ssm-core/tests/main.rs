@@ -7,4 +7,5 @@ mod mixer_laws;
 mod order;
 mod pointwise;
 mod selective_scan;
+mod self_test;
 mod support;

@@ -201,12 +201,14 @@ impl Checkpoints {
     /// Damaged ones that are newer are reported as warnings.
     ///
     /// # Errors
-    /// What is wrong with the newest one, if none is intact.
+    /// What is wrong with the newest one, if none is intact; and [`Error::Io`] for one that cannot be
+    /// read: that says nothing of what is in it.
     pub fn load_newest(&self) -> Result<Option<Checkpoint>, Error> {
         let mut first_error = None;
         for step in self.steps()?.into_iter().rev() {
             match self.load(step) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(error @ Error::Io { .. }) => return Err(error),
                 Err(error) => {
                     tracing::warn!("{error}; falling back to the checkpoint before it");
                     first_error.get_or_insert(error);
@@ -275,7 +277,7 @@ impl Checkpoints {
     }
 
     /// What a checkpoint says of the run, unverified; `None` if it cannot be read.
-    fn peek(&self, step: u64) -> Option<Position> {
+    pub(crate) fn peek(&self, step: u64) -> Option<Position> {
         serde_json::from_slice(&read(&self.path(step), STATE).ok()?).ok()
     }
 

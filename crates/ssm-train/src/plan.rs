@@ -138,7 +138,7 @@ mod tests {
 
     fn plan(train: TrainSection, every_steps: Option<u64>) -> Plan {
         let checkpoint = CheckpointSection { every_steps, ..CheckpointSection::default() };
-        Plan::new(&train, &checkpoint, &LogSection { every_steps: 4 }, 10)
+        Plan::new(&train, &checkpoint, &LogSection { every_steps: 4, tensorboard: false }, 10)
     }
 
     #[test]

@@ -21,19 +21,27 @@ use crate::{
     gradients::{Accumulation, Gradient},
     interrupt::Interrupt,
     logging::{EvaluationRow, MetricsLog, TrainRow},
+    machine,
     plan::{Plan, step_seed},
     position::Position,
-    progress::{Progress, StepNumbers},
+    progress::{Progress, Show, StepNumbers},
     task::{Split, Task},
 };
+
+/// The value of an expression, computed inside of a span of this name: what a profile shows.
+macro_rules! in_span {
+    ($name:literal, $value:expr) => {
+        tracing::trace_span!($name).in_scope(|| $value)
+    };
+}
 
 /// What the command line adds to a configuration.
 #[derive(Clone, Debug, Default)]
 pub struct TrainOptions {
     /// Go on with the run that the directory holds.
     pub resume: bool,
-    /// No live progress.
-    pub quiet: bool,
+    /// What is seen of the run while it goes.
+    pub show: Show,
     /// Directories that data files are searched in, in order.
     pub data_dirs: Vec<PathBuf>,
 }
@@ -55,29 +63,14 @@ pub fn train<T: Task>(
         action: "listen to".into(),
         source,
     })?;
-    let (mut trainer, run, mut model) = Trainer::<T>::start(config, options)?;
+    let (mut trainer, run, model) = Trainer::<T>::start(config, options)?;
     if trainer.is_over() {
         tracing::info!("nothing to train: {}", trainer.why_over());
     }
-
-    while !trainer.is_over() {
-        let (gradient, busy) = trainer.differentiate(&model)?;
-        let numbers;
-        (model, numbers) = trainer.update(model, gradient, busy);
-        let improved = trainer.record(&model, &numbers)?;
-
-        let done = trainer.position.step;
-        let signal = interrupt.signal();
-        if improved || trainer.plan.saves(done) || trainer.is_over() || signal.is_some() {
-            trainer.save(&model)?;
-        }
-        if signal.is_none() && trainer.is_over() && !trainer.plan.ends(done) {
-            trainer.progress.line(format!("stopped at step {done}: {}", trainer.why_over()));
-        }
-        if let Some(signal) = signal {
-            return Err(Error::Interrupted { signal, step: done });
-        }
-    }
+    let model = trainer.run(model, &interrupt).map_err(|error| {
+        // Should the directory be gone there is nothing to name.
+        error.after(trainer.checkpoints.steps().unwrap_or_default().pop())
+    })?;
 
     interrupt.end_at_once();
     // One that came while a run that was over already was opened.
@@ -107,6 +100,30 @@ struct Trainer<'a, T: Task> {
 }
 
 impl<T: Task> Trainer<'_, T> {
+    /// Trains to the end of the run.
+    fn run(&mut self, mut model: T::Model, interrupt: &Interrupt) -> Result<T::Model, Error> {
+        while !self.is_over() {
+            let (gradient, busy) = self.differentiate(&model)?;
+            let numbers;
+            (model, numbers) = self.update(model, gradient, busy);
+            let improved = self.record(&model, &numbers)?;
+
+            let done = self.position.step;
+            let signal = interrupt.signal();
+            if improved || self.plan.saves(done) || self.is_over() || signal.is_some() {
+                self.save(&model)?;
+            }
+            if signal.is_none() && self.is_over() && !self.plan.ends(done) {
+                let why = self.why_over();
+                self.progress.line(format!("stopped at step {done}: {why}"));
+            }
+            if let Some(signal) = signal {
+                return Err(Error::Interrupted { signal, step: done });
+            }
+        }
+        Ok(model)
+    }
+
     /// Whether there is nothing left to train.
     fn is_over(&self) -> bool {
         self.plan.ends(self.position.step)
@@ -137,11 +154,12 @@ impl<T: Task> Trainer<'_, T> {
         let batches = self.plan.micro_batches(step);
         let mut sum = Accumulation::new(batches.end - batches.start);
         for index in batches {
-            let batch = self.task.batch(index)?;
-            sum.add(model, self.task.loss(model, batch));
+            let batch = in_span!("data", self.task.batch(index))?;
+            let loss = in_span!("forward", self.task.loss(model, batch));
+            in_span!("backward", sum.add(model, loss));
         }
-        let gradient = sum
-            .finish(model, self.config.train.clip_norm, self.on_host)
+        let clip_norm = self.config.train.clip_norm;
+        let gradient = in_span!("norm", sum.finish(model, clip_norm, self.on_host))
             .map_err(|error| self.device_failed(&error))?;
         gradient.check_finite(model, step)?;
         Ok((gradient, clock.elapsed()))
@@ -160,7 +178,7 @@ impl<T: Task> Trainer<'_, T> {
         let factor = self.config.schedule.factor(step, total_steps, steps_per_epoch);
         let lr = self.config.optim.lr() * factor;
         let Gradient { params, loss, norm, weight } = gradient;
-        let model = self.optimizer.step(lr, model, params);
+        let model = in_span!("optimizer", self.optimizer.step(lr, model, params));
 
         let done = step + 1;
         self.position.step = done;
@@ -169,7 +187,11 @@ impl<T: Task> Trainer<'_, T> {
         self.pace.0 += busy + clock.elapsed();
         self.pace.1 += weight;
         let numbers = StepNumbers { done, loss, lr, grad_norm: norm };
-        self.progress.step(&numbers);
+        let device = &self.device;
+        self.progress.step(&numbers, || {
+            let pools = device.memory_pool_usage();
+            pools.map(|pools| pools.bytes_reserved).or_else(machine::resident)
+        });
         (model, numbers)
     }
 
@@ -208,7 +230,7 @@ impl<T: Task> Trainer<'_, T> {
 
     /// Scores the model on the validation split and says whether it is the best so far.
     fn evaluate(&mut self, model: &T::Model) -> Result<bool, Error> {
-        let metrics = self.task.evaluate(&model.valid(), Split::Valid)?;
+        let metrics = in_span!("evaluate", self.task.evaluate(&model.valid(), Split::Valid))?;
         let selection = self.task.selection();
         let value = *metrics
             .get(selection.metric)
@@ -236,6 +258,7 @@ impl<T: Task> Trainer<'_, T> {
     }
 
     fn save(&mut self, model: &T::Model) -> Result<(), Error> {
+        let _span = tracing::trace_span!("save").entered();
         // The log first: a checkpoint never knows of lines that a power cut could take away.
         self.position.metrics = self.log.sync()?;
         self.checkpoints.save(model, &self.optimizer, &self.position)?;

@@ -5,6 +5,7 @@ use burn::{
     nn::{RmsNorm, RmsNormConfig},
     tensor::{Bool, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Block, BlockConfig, MlpConfig, block::NORM_EPSILON};
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// Sizes of a [`Backbone`].
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneConfig {
     /// Residual width, at least 1.

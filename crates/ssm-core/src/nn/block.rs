@@ -5,6 +5,7 @@ use burn::{
     nn::{RmsNorm, RmsNormConfig},
     tensor::{Bool, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Mlp, MlpConfig};
@@ -17,7 +18,7 @@ use crate::{
 pub(super) const NORM_EPSILON: f64 = 1e-5;
 
 /// What a [`Block`] is made of.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct BlockConfig {
     /// The mixer.

@@ -24,4 +24,7 @@ pub mod pointwise;
 pub mod primitive;
 pub mod recompute;
 pub mod selective_scan;
+mod self_test;
 mod simd;
+
+pub use self_test::{Measured, SelfTest, self_test};

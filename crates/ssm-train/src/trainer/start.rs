@@ -22,7 +22,7 @@ use crate::{
     plan::Plan,
     position::Position,
     progress::Progress,
-    resume,
+    report, resume,
     run_dir::{self, RunDir, RunInfo, Session},
     task::{Task, TaskConfig},
 };
@@ -84,11 +84,12 @@ impl<'a, T: Task> Trainer<'a, T> {
         }
         info.sessions.push(session);
         run.describe(&config.to_toml(), &info)?;
-        let log = MetricsLog::open(&run.metrics(), position.metrics)?;
+        let log = MetricsLog::open(&run.metrics(), position.metrics, config.log.tensorboard)?;
         tracing::info!("data: {}", info.data);
         tracing::info!("model: {} parameters on `{backend}`", info.parameters);
         tracing::info!("run: `{}`, step {} of {}", path.display(), position.step, plan.total_steps);
-        let mut progress = Progress::new(plan.total_steps, position.step, options.quiet);
+        let mut progress =
+            Progress::new(&config.run.name, plan.total_steps, position.step, &options.show);
         if let Some(best) = position.best {
             progress.best(task.selection().metric, best.value);
         }
@@ -133,8 +134,19 @@ impl Resumed {
             return Ok(None);
         };
         let config_text = run_dir::config_text(path)?;
-        for change in resume::compare(path, &config_text, &config.to_toml())? {
-            tracing::warn!("resuming with a changed configuration: {change}");
+        let differences = resume::compare(path, &config_text, &config.to_toml())?;
+        if !differences.is_empty() {
+            let table = report::text_table(&resume::table(&differences));
+            let text =
+                format!("the configuration is not the one the run was started with\n\n{table}");
+            if resume::is_notable(&differences) {
+                tracing::warn!("{text}");
+            } else {
+                tracing::info!("{text}");
+            }
+        }
+        if let Some(error) = resume::refusal(path, &differences) {
+            return Err(error);
         }
         Ok(Some(Self { checkpoint, config_text, origin: run_dir::info(path)? }))
     }
@@ -152,6 +164,9 @@ fn continued(saved: &Position, plan: &Plan, checkpoints: &Checkpoints) -> Result
     if let Some(best) = position.best.filter(|best| best.step != step)
         && let Err(error) = checkpoints.load(best.step)
     {
+        if matches!(error, Error::Io { .. }) {
+            return Err(error);
+        }
         tracing::warn!("the best checkpoint is lost ({error}); searching for the best anew");
         position.forget_best();
     }

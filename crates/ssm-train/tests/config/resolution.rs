@@ -60,6 +60,7 @@ keep = 2
 
 [log]
 every_steps = 50
+tensorboard = false
 "#;
     assert_eq!(config.to_toml(), expected);
     assert_eq!(config.run.path(), Path::new("runs/x"));
