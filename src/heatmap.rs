@@ -22,7 +22,7 @@ pub(crate) struct HeatmapArgs {
     #[arg(long, value_name = "FILE")]
     thumbnail: Option<PathBuf>,
     /// Size of the slide in pixels of the full resolution, as in `40000x30000`. Default: up to the
-    /// last patch.
+    /// last patch; without a thumbnail, from the first one.
     #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = slide_size)]
     slide_size: Option<[f64; 2]>,
     #[command(flatten)]

@@ -4,18 +4,22 @@
 //! 2 wrong usage, configuration or data, 3 the run directory could not be written, 128 + signal
 //! number after an interrupt that left a checkpoint.
 
+mod bench;
 mod check;
 mod compare;
 mod data;
 mod describe;
 mod doctor;
 mod evaluate;
+mod generate;
 mod heatmap;
+mod import;
 mod init;
 mod output;
 mod predict;
 mod report;
 mod runs;
+mod tokenize;
 mod train;
 
 use std::{
@@ -57,7 +61,7 @@ struct Cli {
 enum Verb {
     /// Write a commented configuration to begin with.
     Init(init::InitArgs),
-    /// Look for whatever is wrong with the data of a configuration, before training.
+    /// Look for whatever is wrong with a configuration and its data, and estimate what the run takes.
     Check(check::CheckArgs),
     /// Train a model, score it on the test split and write a report.
     Train(train::TrainArgs),
@@ -65,6 +69,8 @@ enum Verb {
     Eval(evaluate::EvalArgs),
     /// Apply a trained run to a file.
     Predict(predict::PredictArgs),
+    /// Go on with a text, by a trained language model.
+    Generate(generate::GenerateArgs),
     /// Draw where on a slide a trained run looks.
     Heatmap(heatmap::HeatmapArgs),
     /// List runs with their status and best score.
@@ -73,6 +79,14 @@ enum Verb {
     Compare(compare::CompareArgs),
     /// Make the report of a run again.
     Report(report::ReportArgs),
+    /// Turn text into files of tokens, or into a new vocabulary.
+    Tokenize(tokenize::TokenizeArgs),
+    /// Make a run of weights that Hugging Face or state-spaces/mamba wrote.
+    Import(import::ImportArgs),
+    /// Write the weights of a run for Hugging Face or state-spaces/mamba.
+    Export(import::ExportArgs),
+    /// Measure how fast a configuration trains.
+    Bench(bench::BenchArgs),
     /// Data sets that the tasks know.
     Data(data::DataArgs),
     /// Show what this binary finds on this machine, and test that it computes correctly.
@@ -151,10 +165,15 @@ fn main() -> ExitCode {
         Verb::Train(args) => train::run(args, screen),
         Verb::Eval(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
+        Verb::Generate(args) => generate::run(args),
         Verb::Heatmap(args) => heatmap::run(args),
         Verb::Runs(args) => runs::run(&args),
         Verb::Compare(args) => compare::run(&args),
         Verb::Report(args) => report::run(args),
+        Verb::Tokenize(args) => tokenize::run(&args),
+        Verb::Import(args) => import::import(&args),
+        Verb::Export(args) => import::export(&args),
+        Verb::Bench(args) => bench::run(args),
         Verb::Data(args) => data::run(&args),
         Verb::Doctor(args) => doctor::run(&args),
         Verb::Schema(args) => describe::schema(&args),
@@ -201,11 +220,18 @@ fn listen(verb: &Verb, screen: &Screen) -> Result<Option<tracing_chrome::FlushGu
 
 /// Writes text to standard output; a reader that went away (`| head`) is no error.
 fn print(text: &str) -> Result<(), Error> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+    stream(text).map(|_| ())
+}
+
+/// Writes text to standard output at once, and says whether anybody still reads.
+fn stream(text: &str) -> Result<bool, Error> {
+    let mut out = std::io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(source) if source.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(source) => {
             Err(Error::Io { path: "standard output".into(), action: "write to".into(), source })
         }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -26,6 +26,14 @@ use ssm_tasks::{
         config::ForecastingConfig,
         data::{DataSet, PemsConfig, TableFormat, parse_table},
     },
+    lm::{
+        bpe::BpeTrainer,
+        config::{LmConfig, LmOptions},
+        data::{DataSet as _, Parts, ShardsConfig},
+        shards::{ShardWriter, VOCABULARY},
+        tokenizer::{Tokenizer, Vocabulary},
+        weights,
+    },
     mil::{config::MilConfig, features},
 };
 use ssm_train::{Config, checkpoint::Checkpoints, config, result::RunResult, run_dir};
@@ -195,15 +203,19 @@ fn put(path: &Path, bytes: &[u8]) {
 fn configurations_are_read_or_refused() {
     let mut files = corpus("configs/forecasting", &["toml"]);
     files.extend(corpus("configs/mil", &["toml"]));
+    files.extend(corpus("configs/lm", &["toml"]));
     survives(&files, |name, bytes| {
         let text = String::from_utf8_lossy(bytes);
         let refused = |error: ssm_train::Error| assert!(!error.report().is_empty());
-        let _ = config::task_name(&text, name, &["forecasting", "mil"]).map_err(refused);
+        let _ = config::task_name(&text, name, &["forecasting", "mil", "lm"]).map_err(refused);
         let overrides = ["train.steps=3".to_owned()];
         if let Err(error) = Config::<ForecastingConfig>::parse(&text, name, &overrides) {
             refused(error);
         }
         if let Err(error) = Config::<MilConfig>::parse(&text, name, &[]) {
+            refused(error);
+        }
+        if let Err(error) = Config::<LmConfig>::parse(&text, name, &[]) {
             refused(error);
         }
     });
@@ -371,4 +383,108 @@ fn archives_of_series_are_read_or_refused() {
         }
         fs::remove_file(path).unwrap();
     });
+}
+
+const PROSE: &str = "The king's men rode out at dawn; the men of the king rode home at dusk. \
+                     Wärme, 12 — and the 3rd king.\n";
+
+/// A `tokenizer.json` as `ssm tokenize --train` writes it.
+fn tokenizer_json() -> String {
+    let mut trainer = BpeTrainer::new(vec!["<|endoftext|>".to_owned()]);
+    trainer.count(&PROSE.repeat(20)).unwrap();
+    trainer.train(300).unwrap()
+}
+
+/// `tokenizer.json`, and what lies beside shards.
+#[test]
+fn vocabularies_are_read_or_refused() {
+    let json = tokenizer_json();
+    let stored = |vocabulary: Vocabulary| serde_json::to_vec(&vocabulary).unwrap();
+    let files = [
+        ("tokenizer.json".to_owned(), json.clone().into_bytes()),
+        ("bytes".to_owned(), stored(Vocabulary::Bytes)),
+        ("chars".to_owned(), stored(Tokenizer::chars_of(PROSE))),
+        ("numbers".to_owned(), stored(Vocabulary::Numbers(300))),
+        ("json".to_owned(), stored(Vocabulary::Json(json))),
+    ];
+    survives(&files, |name, bytes| {
+        let vocabulary = match name {
+            "tokenizer.json" => Vocabulary::Json(String::from_utf8_lossy(bytes).into_owned()),
+            _ => match serde_json::from_slice(bytes) {
+                Ok(vocabulary) => vocabulary,
+                Err(_) => return,
+            },
+        };
+        match Tokenizer::new(vocabulary) {
+            Ok(tokenizer) => {
+                for text in [PROSE.as_bytes(), b"1 2 300", b"\xff"] {
+                    match tokenizer.encode(text) {
+                        Ok(ids) => _ = tokenizer.decode(&ids),
+                        Err(error) => assert!(!error.is_empty()),
+                    }
+                }
+            }
+            Err(error) => assert!(!error.is_empty()),
+        }
+    });
+}
+
+#[test]
+fn shards_of_tokens_are_read_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let vocabulary = Tokenizer::chars_of(PROSE);
+    let stored = serde_json::to_vec(&vocabulary).unwrap();
+    let tokenizer = Tokenizer::new(vocabulary).unwrap();
+    let mut writer = ShardWriter::new(std::io::Cursor::new(Vec::new()), &tokenizer).unwrap();
+    for _ in 0..5 {
+        writer.begin_document();
+        writer.write(&tokenizer.encode(PROSE.as_bytes()).unwrap()).unwrap();
+    }
+    let shard = writer.finish().unwrap().into_inner();
+    let files = [(VOCABULARY.to_owned(), stored), ("0.tokens".to_owned(), shard)];
+    let train = format!("train = [{{ dir = {:?} }}]", dir.path().display().to_string());
+    let config: ShardsConfig = toml::from_str(&train).unwrap();
+    survives(&files, |name, bytes| {
+        for (other, bytes) in &files {
+            put(&dir.path().join(other), bytes);
+        }
+        put(&dir.path().join(name), bytes);
+        match config.load(&LmOptions::default(), &[]) {
+            Ok(corpus) => {
+                let Parts::Text { train, valid, .. } = corpus.parts else { panic!("made up") };
+                for stream in [&train[0].0, &valid] {
+                    for block in 0..stream.n_blocks(32) {
+                        let example = stream.block(block * 32, 32, true);
+                        assert_eq!(example.inputs.len(), example.targets.len());
+                    }
+                }
+            }
+            Err(error) => assert!(!error.report().is_empty()),
+        }
+    });
+}
+
+/// `config.json`, `model.safetensors`, `pytorch_model.bin` and `tokenizer.json` of other programs.
+#[test]
+fn weights_of_other_programs_are_read_or_refused() {
+    let dirs = ["hf", "state_spaces"].map(|name| {
+        let dir = tempfile::tempdir().unwrap();
+        let files = corpus(
+            &format!("crates/ssm-tasks/tests/fixtures/lm/{name}"),
+            &["json", "safetensors", "bin"],
+        );
+        (dir, files)
+    });
+    let device = ssm_train::device::open("flex", 0).unwrap();
+    for (dir, files) in &dirs {
+        survives(files, |name, bytes| {
+            for (other, bytes) in files {
+                put(&dir.path().join(other), bytes);
+            }
+            put(&dir.path().join(name), bytes);
+            if let Err(error) = weights::import(dir.path(), None, &device) {
+                assert!(!error.report().is_empty());
+            }
+        });
+    }
 }

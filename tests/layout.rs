@@ -83,7 +83,7 @@ fn the_engine_names_no_model() {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                let text = fs::read_to_string(&path).unwrap().to_lowercase();
+                let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).to_lowercase();
                 assert!(!text.contains("mamba"), "{} names a model", path.display());
                 n_files += 1;
             }
@@ -165,7 +165,9 @@ fn files_are_written_in_few_places() {
         "crates/ssm-train/src/logging.rs",
         "crates/ssm-train/src/run_dir.rs",
         "crates/ssm-train/src/tensorboard.rs",
+        "src/import.rs",
         "src/output.rs",
+        "src/tokenize.rs",
     ];
     let words = [
         "fs::write",
@@ -183,6 +185,8 @@ fn files_are_written_in_few_places() {
         "crates/ssm-train/src/machine.rs",
         "crates/ssm-train/src/result.rs",
         "crates/ssm-tasks/src/data/mod.rs",
+        // Maps what may be larger than the memory.
+        "crates/ssm-tasks/src/lm/shards.rs",
         // Chunk by chunk, so that a slide is in memory once and not twice.
         "crates/ssm-tasks/src/mil/features/h5.rs",
     ];

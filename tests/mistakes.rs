@@ -40,7 +40,7 @@ fn an_unknown_task_is_shown_in_its_line() {
              {space:3}|\n\
              11 | [task.forcasting]\n\
              {space:3}|       ^^^^^^^^^^\n\
-             {space:3}= expected `[task.forecasting]` or `[task.mil]`\n\
+             {space:3}= expected one of `[task.forecasting]`, `[task.mil]`, `[task.lm]`\n\
              hint: did you mean `forecasting`?\n",
             space = ""
         )

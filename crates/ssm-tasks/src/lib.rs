@@ -6,6 +6,7 @@
 pub mod data;
 pub mod forecasting;
 mod given;
+pub mod lm;
 pub mod mil;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +19,10 @@ use ssm_train::{
     task::{Task, TaskConfig},
 };
 
-use crate::data::KnownSet;
+use crate::{
+    data::KnownSet,
+    lm::generate::{Emit, GenerateRequest},
+};
 
 /// Whether a device computes what it should.
 pub use ssm_core::ops::{SelfTest, self_test};
@@ -80,6 +84,23 @@ pub trait TaskEntry: Task {
         Err(Error::Usage {
             message: format!("the task `{}` has no heatmaps", Self::Config::NAME),
             hint: Some("name the run directory of a `mil` run".to_owned()),
+        })
+    }
+
+    /// Text from a trained model, piece by piece; most tasks have no text.
+    ///
+    /// # Errors
+    /// A prompt that the model cannot read, or a task without text.
+    fn generate(
+        artifacts: &serde_json::Value,
+        model: &Self::Model,
+        request: &GenerateRequest,
+        emit: &mut Emit<'_>,
+    ) -> Result<(), Error> {
+        let _ = (artifacts, model, request, emit);
+        Err(Error::Usage {
+            message: format!("the task `{}` generates no text", Self::Config::NAME),
+            hint: Some("name the run directory of an `lm` run".to_owned()),
         })
     }
 
@@ -183,6 +204,8 @@ tasks! {
     forecasting::ForecastingTask;
     /// Multiple-instance learning: computational pathology.
     mil::MilTask;
+    /// Language modelling.
+    lm::LmTask;
 }
 
 #[cfg(test)]
@@ -207,7 +230,7 @@ mod tests {
         let error = with_task("forcasting", Name).unwrap_err();
         assert_eq!(
             error.report(),
-            "error: unknown task `forcasting`\nhint: the tasks are forecasting, mil"
+            "error: unknown task `forcasting`\nhint: the tasks are forecasting, mil, lm"
         );
     }
 }

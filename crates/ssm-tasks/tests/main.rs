@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod configs;
+mod lm;
+mod lm_weights;
 mod mil;
 mod models;
 mod predictions;

@@ -70,7 +70,15 @@ pub(crate) fn csv(path: &Path) -> DataConfig {
 /// Batches of 16 and evaluation in batches of `eval_batch_size`.
 pub(crate) fn settings(eval_batch_size: usize) -> Settings {
     let data_dirs = data_dirs();
-    Settings { seed: 2023, batch_size: 16, eval_batch_size, recompute: None, fold: 0, data_dirs }
+    Settings {
+        seed: 2023,
+        batch_size: 16,
+        eval_batch_size,
+        accumulate: 1,
+        recompute: None,
+        fold: 0,
+        data_dirs,
+    }
 }
 
 /// A small S-Mamba.

@@ -17,6 +17,7 @@ use burn::{
     store::{ModuleRecord, RecordError},
     tensor::Bytes,
 };
+use burn_pack::{Reader, Writer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -109,17 +110,18 @@ impl Checkpoints {
         position: &Position,
     ) -> Result<(), Error> {
         let path = self.path(position.step);
-        let encode = |bytes: Result<Bytes, RecordError>| {
+        let encode = |bytes: Result<Bytes, String>| {
             bytes.map_err(|error| broken(&path, format!("cannot be encoded: {error}")))
         };
-        let model = encode(model.valid().into_record().into_bytes())?;
-        let optimizer = encode(optimizer.into_bytes())?;
+        let record = model.valid().into_record().into_bytes();
+        let model = encode(record.map_err(|error| error.to_string()))?;
+        let optimizer = encode(in_order(optimizer.into_bytes()))?;
         let state = json(position);
         let files: [(&str, &[u8]); 3] = [(MODEL, &model), (OPTIMIZER, &optimizer), (STATE, &state)];
 
         let unfinished = atomic::unfinished(&path);
-        fs::create_dir_all(&unfinished)
-            .map_err(atomic::save("create the directory", &unfinished))?;
+        // Not with its parents: a run whose directory was taken away is to stop, not to go on in a new one.
+        fs::create_dir(&unfinished).map_err(atomic::save("create the directory", &unfinished))?;
         let mut manifest = Manifest { format: FORMAT, files: BTreeMap::new() };
         for (name, bytes) in files {
             atomic::write(&unfinished.join(name), bytes)?;
@@ -350,6 +352,24 @@ impl Checkpoint {
     fn does_not_fit(&self, file: &str, problem: &str) -> Error {
         broken(&self.path, format!("`{file}` does not fit this run: {problem}"))
     }
+}
+
+/// Burn writes the state of an optimiser in the order of a hash table; in the order of names equal
+/// states are equal bytes.
+fn in_order(record: Result<Bytes, RecordError>) -> Result<Bytes, String> {
+    let text = |error: burn_pack::Error| error.to_string();
+    let reader = Reader::from_bytes(record.map_err(|error| error.to_string())?).map_err(text)?;
+    let (scalars, metadata) = (reader.scalars().clone(), reader.metadata().clone());
+    let mut tensors = reader.into_tensors().map_err(text)?;
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut writer = Writer::new(tensors);
+    for (key, value) in &scalars {
+        writer = writer.with_scalar(key, *value);
+    }
+    for (key, value) in &metadata {
+        writer = writer.with_metadata(key, value);
+    }
+    writer.into_bytes().map_err(text)
 }
 
 fn directory_name(step: u64) -> String {

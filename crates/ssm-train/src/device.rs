@@ -89,6 +89,16 @@ pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
     }
 }
 
+/// The first backend for processors that is compiled in.
+#[must_use]
+pub fn processor() -> Option<&'static str> {
+    let mut compiled = BACKENDS.iter().filter(|backend| backend.compiled).map(|b| b.name);
+    compiled.find(|name| PROCESSORS.contains(name))
+}
+
+/// Backends that compute on the processor.
+const PROCESSORS: [&str; 2] = ["flex", "ndarray"];
+
 /// A device of this machine that this binary can use; displayed as a configuration names it.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -117,7 +127,7 @@ pub fn all() -> Vec<Found> {
 
 impl Found {
     fn is_processor(&self) -> bool {
-        ["flex", "ndarray"].contains(&self.backend)
+        PROCESSORS.contains(&self.backend)
     }
 
     /// Name of the processor or of the card, where it is known.

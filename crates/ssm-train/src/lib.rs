@@ -9,6 +9,7 @@
 //! | [`device`], [`machine`] | what computes |
 //! | [`plan`], [`schedule`] | what happens at which step, as pure functions |
 //! | [`trainer`] | the loop |
+//! | [`bench`] | what it will cost |
 //! | [`progress`] | what is seen of it while it runs |
 //! | [`folds`] | several runs that are reported together |
 //! | [`adam`], [`optim`] | how gradients become updates |
@@ -16,9 +17,12 @@
 //! | [`run_dir`], [`logging`], [`result`] | what a run leaves behind |
 //! | [`report`], [`overview`] | what it shows, alone and beside others |
 //! | [`loading`] | how a finished run is used |
+//! | [`adopt()`] | how weights of another program become a run |
 
 pub mod adam;
+mod adopt;
 mod atomic;
+pub mod bench;
 pub mod checkpoint;
 pub mod conclusion;
 pub mod config;
@@ -45,6 +49,7 @@ mod tensorboard;
 pub mod trainer;
 
 pub use self::{
+    adopt::adopt,
     conclusion::Summary,
     config::Config,
     error::Error,

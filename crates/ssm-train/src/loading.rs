@@ -39,7 +39,11 @@ pub fn load_model<T: Task>(
     let settings = config.settings(data_dirs);
     let (task, model) = T::new(&config.task, &config.data, &config.model, &settings, &device)?;
     // Other rows have other splits and another scaler: a score on them is not one of this run.
-    if let Some((name, [old, new])) = resume::changed_data(&origin.data_hashes, &task.data_hashes())
+    // A run that was not trained here was trained on no known rows.
+    let known = !origin.data_hashes.is_empty();
+    if known
+        && let Some((name, [old, new])) =
+            resume::changed_data(&origin.data_hashes, &task.data_hashes())
     {
         let run = run_dir.display();
         return Err(Error::Data {

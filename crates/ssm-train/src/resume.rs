@@ -333,7 +333,7 @@ mod tests {
             compare(Path::new("x"), OLD, &new.replace("seed = 1", "seed = 2")).unwrap();
         assert_eq!(
             report::text_table(&table(&differences)),
-            "key            was    is now  resume   why\n\
+            "key              was  is now  resume   why\n\
              -------------  -----  ------  -------  ------------------------------------------\n\
              run.seed           1       2  refused  data order and random numbers come from it\n\
              optim.adam.lr  0.001     0.1  warned   holds from here on\n\

@@ -12,7 +12,7 @@ use burn::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Mixer, MixerError, require};
+use super::{Mixer, MixerError, State, require};
 use crate::{
     init::{Init, a_log_s4d_real, dt_bias},
     ops::{
@@ -304,6 +304,23 @@ impl Branch {
 /// The state of a mixer that sees the whole sequence: there is none.
 #[derive(Clone, Debug)]
 pub enum NoState {}
+
+impl State for NoState {
+    fn detach(self) -> Self {
+        match self {}
+    }
+
+    fn stack(states: Vec<Self>) -> Self {
+        match states.into_iter().next() {
+            Some(state) => match state {},
+            None => panic!("a stack of no states"),
+        }
+    }
+
+    fn select(&self, _rows: &[usize]) -> Self {
+        match *self {}
+    }
+}
 
 impl Mixer for BranchedMamba {
     type State = NoState;

@@ -6,12 +6,12 @@
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Bool, DType, FloatDType, Tensor},
+    tensor::{Bool, DType, FloatDType, Int, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Mixer, MixerError, require};
+use super::{Mixer, MixerError, State, require};
 use crate::{
     init::{Init, a_log_s4d_real, dt_bias},
     ops::{
@@ -44,6 +44,10 @@ pub struct MambaConfig {
     pub conv_bias: bool,
     /// Whether the in- and out-projections have biases. Default false (official code).
     pub bias: bool,
+    /// Whether step size, B and C depend on the input. Without, they are the same learned numbers at
+    /// every step, and the layer is linear and time-invariant: the ablation of the paper, section
+    /// 4.6.2. Default true.
+    pub selective: bool,
 }
 
 /// A state forgets everything in much shorter steps; far above it the bias is no f32 any more.
@@ -61,6 +65,7 @@ impl Default for MambaConfig {
             dt_init_floor: 1e-4,
             conv_bias: true,
             bias: false,
+            selective: true,
         }
     }
 }
@@ -149,6 +154,7 @@ impl MambaConfig {
             a_log: Param::from_tensor(a_log),
             d: Param::from_tensor(d),
             out_proj,
+            selective: self.selective,
         }
     }
 }
@@ -174,6 +180,8 @@ pub struct Mamba {
     /// `[d_inner]`
     d: Param<Tensor<1>>,
     out_proj: Linear,
+    #[module(skip)]
+    selective: bool,
 }
 
 /// What [`Mamba`] carries from step to step.
@@ -184,6 +192,26 @@ pub struct MambaState {
     pub conv: Tensor<3>,
     /// `[batch, d_inner, d_state]`, f32
     pub ssm: Tensor<3>,
+}
+
+impl State for MambaState {
+    fn detach(self) -> Self {
+        Self { conv: self.conv.detach(), ssm: self.ssm.detach() }
+    }
+
+    fn stack(states: Vec<Self>) -> Self {
+        let (conv, ssm) = states.into_iter().map(|state| (state.conv, state.ssm)).unzip();
+        Self { conv: Tensor::cat(conv, 0), ssm: Tensor::cat(ssm, 0) }
+    }
+
+    fn select(&self, rows: &[usize]) -> Self {
+        let rows: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
+        let rows: Tensor<1, Int> = Tensor::from_data(&*rows, &self.ssm.device());
+        Self {
+            conv: self.conv.clone().select(0, rows.clone()),
+            ssm: self.ssm.clone().select(0, rows),
+        }
+    }
 }
 
 impl Mamba {
@@ -212,7 +240,9 @@ impl Mamba {
             resets: resets.clone(),
         }); // [batch, seq_len, d_inner]
 
-        let [dt, b, c] = linear_split(&self.x_proj, u.clone(), [dt_rank, d_state, d_state]);
+        // What does not depend on the input is what a constant input gives.
+        let seen = if self.selective { u.clone() } else { u.ones_like() };
+        let [dt, b, c] = linear_split(&self.x_proj, seen, [dt_rank, d_state, d_state]);
         // The bias of `dt_proj` is added inside the scan, before softplus.
         let delta = linear_loose(self.dt_proj.weight.val(), None, dt); // [batch, seq_len, d_inner]
 

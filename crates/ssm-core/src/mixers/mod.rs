@@ -26,7 +26,7 @@ use crate::init::Init;
 pub trait Mixer: Module {
     /// What a recurrent step carries; an empty enum for mixers that are not causal, so that a step
     /// without a state cannot be written.
-    type State;
+    type State: State;
 
     /// Mixes whole sequences from an empty past: `[batch, seq_len, d_model]`, same shape out.
     fn forward(&self, x: Tensor<3>) -> Tensor<3>;
@@ -53,6 +53,24 @@ pub trait Mixer: Module {
 
     /// Multiplies the output projection by `factor`; deep residual stacks start with `1/sqrt(n_layer)`.
     fn scale_output(self, factor: f64) -> Self;
+}
+
+/// What a recurrent step carries, one row a sequence of the batch.
+pub trait State: Clone {
+    /// The same values, outside of the graph of autodiff: no gradient flows to what came before.
+    #[must_use]
+    fn detach(self) -> Self;
+
+    /// The states of several batches as one.
+    ///
+    /// # Panics
+    /// Without any state, or with states of different mixers.
+    #[must_use]
+    fn stack(states: Vec<Self>) -> Self;
+
+    /// The states of these sequences of the batch.
+    #[must_use]
+    fn select(&self, rows: &[usize]) -> Self;
 }
 
 /// Why a mixer could not be built or stepped.
@@ -135,6 +153,31 @@ macro_rules! mixers {
             /// A mixer with freshly drawn parameters.
             pub fn init(&self, d_model: usize, init: &mut Init) -> AnyMixer {
                 match self { $(Self::$name(config) => AnyMixer::$name(config.init(d_model, init)),)+ }
+            }
+        }
+
+        #[allow(unreachable_code, reason = "the state of a mixer without one cannot be made")]
+        impl State for MixerState {
+            fn detach(self) -> Self {
+                match self { $(Self::$name(state) => Self::$name(state.detach()),)+ }
+            }
+
+            fn stack(states: Vec<Self>) -> Self {
+                match states.first() {
+                    $(Some(Self::$name(_)) => {
+                        let states = states.into_iter().map(|state| match state {
+                            Self::$name(state) => state,
+                            #[allow(unreachable_patterns, reason = "reachable from the second mixer on")]
+                            other => panic!("the state {other:?} is of another mixer"),
+                        });
+                        Self::$name(State::stack(states.collect()))
+                    })+
+                    None => panic!("a stack of no states"),
+                }
+            }
+
+            fn select(&self, rows: &[usize]) -> Self {
+                match self { $(Self::$name(state) => Self::$name(state.select(rows)),)+ }
             }
         }
 

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{Block, BlockConfig, MlpConfig, block::NORM_EPSILON};
 use crate::{
     init::Init,
-    mixers::{MixerConfig, MixerError, MixerState},
+    mixers::{MixerConfig, MixerError, MixerState, State},
+    ops::recompute::recompute,
 };
 
 /// Sizes of a [`Backbone`].
@@ -41,7 +42,7 @@ impl BackboneConfig {
             .collect();
         let norm_f =
             RmsNormConfig::new(self.d_model).with_epsilon(NORM_EPSILON).init(init.device());
-        Backbone { layers, norm_f }
+        Backbone { layers, norm_f, recompute: false }
     }
 }
 
@@ -53,6 +54,9 @@ impl BackboneConfig {
 pub struct Backbone {
     layers: Vec<Block>,
     norm_f: RmsNorm,
+    /// Whether the backward pass of [`Backbone::forward`] runs each block again.
+    #[module(skip)]
+    recompute: bool,
 }
 
 /// The states of all blocks.
@@ -62,10 +66,35 @@ pub struct BackboneState {
     pub layers: Vec<MixerState>,
 }
 
+impl State for BackboneState {
+    fn detach(self) -> Self {
+        Self { layers: self.layers.into_iter().map(State::detach).collect() }
+    }
+
+    fn stack(states: Vec<Self>) -> Self {
+        let n_layer = states.first().map_or(0, |state| state.layers.len());
+        let of_layer =
+            |layer: usize| State::stack(states.iter().map(|s| s.layers[layer].clone()).collect());
+        Self { layers: (0..n_layer).map(of_layer).collect() }
+    }
+
+    fn select(&self, rows: &[usize]) -> Self {
+        Self { layers: self.layers.iter().map(|state| state.select(rows)).collect() }
+    }
+}
+
 impl Backbone {
+    /// From now on the backward pass of [`Backbone::forward`] runs each block again instead of
+    /// keeping what is in it.
+    pub fn recompute_layers(&mut self) {
+        self.recompute = true;
+    }
+
     /// Whole sequences from an empty past.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.layers.iter().fold(x, |x, block| block.forward(x));
+        let x = self.layers.iter().fold(x, |x, block| {
+            if self.recompute { recompute(block, x, Block::forward) } else { block.forward(x) }
+        });
         self.norm_f.forward(x)
     }
 

@@ -12,7 +12,7 @@ const SIDE: f64 = 1024.0;
 /// Frame around the slide, width of the bar, and pixels of a dot of a digit.
 const MARGIN: usize = 16;
 const BAR: usize = 24;
-const DOT: usize = 2;
+const DOT: usize = 3;
 /// How much of the colour of a patch covers the thumbnail.
 const COVER: f64 = 0.5;
 
@@ -26,7 +26,7 @@ pub(super) struct Heatmap<'a> {
     /// A small picture of the whole slide.
     pub(super) thumbnail: Option<Picture>,
     /// Width and height of the slide in pixels of the full resolution; where it is not known the
-    /// patches reach to its edges.
+    /// patches reach to its edges, and without a thumbnail only what they cover is drawn.
     pub(super) slide_size: Option<[f64; 2]>,
 }
 
@@ -97,8 +97,12 @@ impl Heatmap<'_> {
             "the file has no coordinates; expected `coords` of shape [n, 2] beside the features",
         )?;
         let patch = self.bag.patch_size.unwrap_or_else(|| spacing(coords));
-        let reach =
-            |axis: usize| coords.iter().map(|place| place[axis]).fold(0.0, f64::max) + patch;
+        let along = |axis: usize| coords.iter().map(move |place| place[axis]);
+        let origin = match (&self.thumbnail, self.slide_size) {
+            (None, None) => [0, 1].map(|axis| along(axis).fold(f64::INFINITY, f64::min)),
+            _ => [0.0; 2],
+        };
+        let reach = |axis: usize| along(axis).fold(0.0, f64::max) + patch - origin[axis];
         let [slide_width, slide_height] = self.slide_size.unwrap_or([reach(0), reach(1)]);
         let scale = SIDE / slide_width.max(slide_height);
         let pixels = |length: f64| ((length * scale).ceil() as usize).max(1);
@@ -113,7 +117,7 @@ impl Heatmap<'_> {
         self.background(&mut picture, width, height);
         let side = pixels(patch);
         for (place, attention) in coords.iter().zip(self.attention) {
-            let at = place.map(|axis| (axis * scale) as usize);
+            let at = [0, 1].map(|axis| ((place[axis] - origin[axis]) * scale) as usize);
             let colour = colour_of(share(*attention, low, high));
             self.cover(&mut picture, at, side, [width, height], colour);
         }
@@ -280,6 +284,19 @@ mod tests {
         assert_eq!(at(500, 500), [235; 3], "no patch");
         // The top of the bar is the largest value.
         assert_eq!(at(1024 + MARGIN + 5, 0), colour_of(1.0));
+    }
+
+    #[test]
+    fn only_what_the_patches_cover_is_drawn_unless_the_slide_is_known() {
+        let far = |place: &[f64; 2]| place.map(|axis| axis + 10240.0);
+        let coords = bag().coords.unwrap().iter().map(far).collect();
+        let bag = Bag { coords: Some(coords), ..bag() };
+        assert_eq!(heatmap(&bag).draw().unwrap(), heatmap(&self::bag()).draw().unwrap());
+        let slide_size = Some([20480.0, 10752.0]);
+        let picture = Heatmap { slide_size, ..heatmap(&bag) }.draw().unwrap();
+        let at = |x: usize, y: usize| picture.pixels[(MARGIN + y) * picture.width + MARGIN + x];
+        assert_eq!(at(0, 0), [235; 3], "far from the patches");
+        assert_eq!(at(513, 513), colour_of(0.0));
     }
 
     #[test]

@@ -110,7 +110,8 @@ impl Task for MilTask {
         data: &DataConfig,
         folds: &[RunResult],
     ) -> Result<Outcome, Error> {
-        report::combine(options, data.section(), folds)
+        let name = data.data_set().set_name().unwrap_or(data.section());
+        report::combine(options, name, folds)
     }
 
     fn new(

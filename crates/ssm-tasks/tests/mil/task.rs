@@ -205,6 +205,29 @@ fn data_is_here() -> bool {
 }
 
 #[test]
+fn every_classic_set_is_read() {
+    if !data_is_here() {
+        return;
+    }
+    let sets = [
+        ("musk1", 92, 476, 166),
+        ("musk2", 102, 6598, 166),
+        ("elephant", 200, 1391, 230),
+        ("fox", 200, 1320, 230),
+        ("tiger", 200, 1220, 230),
+        ("ucsb_breast_cancer", 58, 2002, 708),
+    ];
+    for (variant, n_bags, n_instances, d_feature) in sets {
+        let data: DataConfig =
+            toml::from_str(&format!("[classic]\nvariant = \"{variant}\"")).unwrap();
+        let cohort = data.data_set().load(&data_dirs()).unwrap();
+        let bags = (0..cohort.slides.len()).map(|slide| cohort.bag(slide).unwrap().n_instances());
+        let counts = (cohort.slides.len(), bags.sum(), cohort.d_feature);
+        assert_eq!(counts, (n_bags, n_instances, d_feature), "{variant}");
+    }
+}
+
+#[test]
 fn an_epoch_visits_every_training_bag_once_and_folds_differ() {
     if !data_is_here() {
         return;

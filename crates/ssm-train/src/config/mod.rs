@@ -87,6 +87,8 @@ pub struct Settings {
     pub batch_size: usize,
     /// `train.eval_batch_size`: samples at a time in an evaluation.
     pub eval_batch_size: usize,
+    /// `train.accumulate`: micro-batches in an optimiser step.
+    pub accumulate: usize,
     /// `train.recompute`: only given to a task that has layers.
     pub recompute: Option<Recompute>,
     /// `run.fold`, 0 for a task without folds.
@@ -263,6 +265,7 @@ impl<T: TaskConfig> Config<T> {
             seed: self.run.seed,
             batch_size: self.train.batch_size,
             eval_batch_size: self.train.eval_batch_size,
+            accumulate: self.train.accumulate,
             recompute: self.train.recompute,
             fold: self.run.fold.unwrap_or(0),
             data_dirs,

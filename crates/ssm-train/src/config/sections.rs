@@ -42,8 +42,8 @@ impl RunSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeviceSection {
-    /// `auto`, or a backend of [`crate::device::backends`]. Default `auto`: the best one that this
-    /// binary holds, see [`crate::device::resolve`].
+    /// `auto`, or a backend that `ssm doctor` lists. Default `auto`: CUDA where there is such a
+    /// device, else the processor.
     pub backend: String,
     /// Which of several equal devices, counted from 0; CPU backends have one. Default 0.
     pub index: usize,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use burn::{
-    module::{Module, ModuleVisitor, Param},
-    tensor::Tensor,
+    module::{Module, ModuleMapper, Param, ParamId},
+    tensor::{Bool, Int, Tensor},
 };
 
 use super::{TrainOptions, Trainer};
@@ -46,9 +46,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let settings = config.settings(options.data_dirs.clone());
         let (task, mut model) =
             T::new(&config.task, &config.data, &config.model, &settings, &device)?;
-        // Burn draws initial values when they are first used, which must be now, not after the
-        // generator was seeded for a step.
-        model.visit(&mut DrawInitialValues);
+        model = model.map(&mut Settle { next_id: 1 });
         let plan = Plan::of(config, task.batches_per_epoch())?;
         let mut optimizer = optim::build(&config.optim, &model, &device);
         let mut position = Position::start(config.run.seed);
@@ -71,6 +69,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             model = checkpoint.model(model)?;
             optimizer = checkpoint.optimizer(optimizer)?;
             position = continued(checkpoint.position(), &plan, &checkpoints)?;
+            // The process before may have ended between the two.
+            checkpoints.prune(config.checkpoint.keep, &position)?;
             let done = position.step;
             if let Some(change) = resume::changed_rates(&path, &config_text, config, &plan, done)? {
                 tracing::warn!("{change}");
@@ -175,10 +175,37 @@ fn continued(saved: &Position, plan: &Plan, checkpoints: &Checkpoints) -> Result
     Ok(position)
 }
 
-struct DrawInitialValues;
+/// Gives every parameter its value and its identity.
+///
+/// Burn draws initial values when they are first used, which must be now, not after the generator was
+/// seeded for a step. And it numbers parameters at random; counted, equal runs have equal files.
+struct Settle {
+    next_id: u64,
+}
 
-impl ModuleVisitor for DrawInitialValues {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        param.val();
+impl Settle {
+    fn id(&mut self) -> ParamId {
+        self.next_id += 1;
+        ParamId::from(self.next_id - 1)
+    }
+}
+
+impl ModuleMapper for Settle {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(self.id(), value, mapper)
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(self.id(), value, mapper)
+    }
+
+    fn map_bool<const D: usize>(
+        &mut self,
+        param: Param<Tensor<D, Bool>>,
+    ) -> Param<Tensor<D, Bool>> {
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(self.id(), value, mapper)
     }
 }

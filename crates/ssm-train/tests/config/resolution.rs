@@ -69,6 +69,7 @@ tensorboard = false
         seed: 7,
         batch_size: 16,
         eval_batch_size: 16,
+        accumulate: 1,
         recompute: None,
         fold: 0,
         data_dirs: vec!["data".into()],

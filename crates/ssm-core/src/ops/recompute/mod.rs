@@ -72,8 +72,12 @@ fn attach<const D: usize>(
     y: Tensor<D>,
     again: Again,
 ) -> Tensor<D> {
-    let (x, params) = (x.into_dispatch(), params.into_dispatch());
-    let y = y.autodiff().into_dispatch();
+    let y = match x.gradient_checkpointing_strategy() {
+        // Tensors of one operation share it, and `autodiff` alone means none.
+        Some(strategy) => y.autodiff().with_gradient_checkpointing_strategy(strategy),
+        None => y,
+    };
+    let (x, params, y) = (x.into_dispatch(), params.into_dispatch(), y.into_dispatch());
     Tensor::from_dispatch(<Dispatch as RecomputeOps>::recompute(x, params, y, again))
 }
 

@@ -113,6 +113,10 @@ pub struct ClassicConfig {
 }
 
 impl DataSet for ClassicConfig {
+    fn set_name(&self) -> Option<&'static str> {
+        Some(KNOWN[self.variant as usize].name)
+    }
+
     fn load(&self, dirs: &[PathBuf]) -> Result<Cohort, Error> {
         let set = &KNOWN[self.variant as usize];
         let file = read_known(set, dirs)?;

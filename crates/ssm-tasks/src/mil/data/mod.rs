@@ -35,6 +35,11 @@ pub trait DataSet {
         Vec::new()
     }
 
+    /// Name of the set, where the family has several of its own.
+    fn set_name(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Splits that the data brings; 0 if folds are to be made.
     fn n_given_splits(&self) -> usize {
         0

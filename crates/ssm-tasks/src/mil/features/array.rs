@@ -11,6 +11,30 @@ pub struct Array {
     pub values: Vec<f32>,
 }
 
+impl Array {
+    /// The same values with the axes in the opposite order.
+    #[must_use]
+    pub(super) fn transposed(self) -> Self {
+        let Self { mut shape, values } = self;
+        let mut transposed = Vec::with_capacity(values.len());
+        let mut index = vec![0; shape.len()];
+        shape.reverse();
+        for _ in 0..values.len() {
+            // The first of the new axes lies densest in the old values.
+            let place = index.iter().zip(&shape).rev();
+            transposed.push(values[place.fold(0, |place, (at, size)| place * size + at)]);
+            for (at, size) in index.iter_mut().zip(&shape).rev() {
+                *at += 1;
+                if *at < *size {
+                    break;
+                }
+                *at = 0;
+            }
+        }
+        Self { shape, values: transposed }
+    }
+}
+
 /// A type of numbers, little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -95,6 +119,21 @@ impl Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_transposed_array_has_its_axes_in_the_opposite_order() {
+        let array = Array { shape: vec![2, 3, 4], values: (0_u8..24).map(f32::from).collect() };
+        let transposed = array.clone().transposed();
+        assert_eq!(transposed.shape, [4, 3, 2]);
+        for (i, j, k) in
+            (0..2).flat_map(|i| (0..3).flat_map(move |j| (0..4).map(move |k| (i, j, k))))
+        {
+            assert_eq!(transposed.values[(k * 3 + j) * 2 + i], array.values[(i * 3 + j) * 4 + k]);
+        }
+        assert_eq!(transposed.transposed(), array);
+        let empty = Array { shape: vec![0, 3], values: Vec::new() };
+        assert_eq!(empty.transposed().shape, [3, 0]);
+    }
 
     #[test]
     fn every_kind_of_numbers_is_read() {

@@ -16,7 +16,10 @@ mod pickle;
 mod pt;
 mod safetensors;
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use ssm_train::error::Error;
 
@@ -76,6 +79,22 @@ pub fn read(path: &Path) -> Result<Bag, Error> {
         }
     };
     bag(path, contents)
+}
+
+/// Every tensor of torch's file of a model's weights, as f32.
+///
+/// # Errors
+/// As [`read`].
+pub fn pt_tensors(path: &Path) -> Result<BTreeMap<String, Array>, Error> {
+    pt::read_all(path)
+}
+
+/// Every tensor of a safetensors file, as f32.
+///
+/// # Errors
+/// As [`read`].
+pub fn safetensors_tensors(path: &Path) -> Result<BTreeMap<String, Array>, Error> {
+    safetensors::read_all(&data::read(path)?)
 }
 
 /// The file of a slide in a directory: its id with one of the known endings, as the id is or below

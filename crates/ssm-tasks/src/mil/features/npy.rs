@@ -67,16 +67,20 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Array, String> {
         rest.strip_prefix('\'').and_then(|rest| rest.split('\'').next().map(str::to_owned))
     });
     let kind = kind(&descr.ok_or("the header has no `descr`")?)?;
-    if field("'fortran_order':").is_none_or(|value| !value.starts_with("False")) {
-        return Err("expected rows in C order, got Fortran order".to_owned());
-    }
+    let columns_first = field("'fortran_order':").is_some_and(|value| value.starts_with("True"));
     let inside = field("'shape':").and_then(|rest| {
         rest.strip_prefix('(').and_then(|rest| rest.split(')').next().map(str::to_owned))
     });
     let inside = inside.ok_or("the header has no `shape`")?;
     let sizes = inside.split(',').map(str::trim).filter(|size| !size.is_empty());
     let shape: Option<Vec<usize>> = sizes.map(|size| size.parse().ok()).collect();
-    kind.array(shape.ok_or("the header has no `shape`")?, data)
+    let mut shape = shape.ok_or("the header has no `shape`")?;
+    if !columns_first {
+        return kind.array(shape, data);
+    }
+    // An array in Fortran order is its transpose in C order.
+    shape.reverse();
+    Ok(kind.array(shape, data)?.transposed())
 }
 
 fn kind(descr: &str) -> Result<Kind, String> {
@@ -115,13 +119,13 @@ mod tests {
         let data = [1.5_f32, -2.0, 3.0, 4.0].map(f32::to_le_bytes).concat();
         let array = parse(&npy("<f4", "False", "(2, 2)", &data)).unwrap();
         assert_eq!((array.shape, array.values), (vec![2, 2], vec![1.5, -2.0, 3.0, 4.0]));
+        let by_columns = parse(&npy("<f4", "True", "(1, 4)", &data)).unwrap();
+        assert_eq!((by_columns.shape, by_columns.values), (vec![1, 4], vec![1.5, -2.0, 3.0, 4.0]));
+        let by_columns = parse(&npy("<f4", "True", "(2, 2)", &data)).unwrap();
+        assert_eq!((by_columns.shape, by_columns.values), (vec![2, 2], vec![1.5, 3.0, -2.0, 4.0]));
         let refused = |bytes: &[u8]| parse(bytes).unwrap_err();
         assert_eq!(refused(b"no array"), "not a .npy array");
         assert_eq!(refused(b"\x93NUMPY\x01\x00\xff"), "the header is cut off");
-        assert_eq!(
-            refused(&npy("<f4", "True", "(2, 2)", &data)),
-            "expected rows in C order, got Fortran order"
-        );
         assert_eq!(
             refused(&npy(">f4", "False", "(2, 2)", &data)),
             "expected little-endian numbers, got the type `>f4`"

@@ -3,7 +3,7 @@
 //! The crates that read such files expect the weights of a model, a dictionary; CLAM stores a bare
 //! tensor. The pickle is read as data, see [`super::pickle`].
 
-use std::{io::Cursor, path::Path};
+use std::{collections::BTreeMap, io::Cursor, path::Path};
 
 use ssm_train::error::Error;
 use zip::ZipArchive;
@@ -14,46 +14,80 @@ use super::{
 };
 use crate::data::{self, DataFile, UNPACKED_MAX};
 
+/// What a file holds: a tensor, or a dictionary.
+struct Opened<'a> {
+    file: &'a DataFile,
+    archive: ZipArchive<Cursor<&'a [u8]>>,
+    root: String,
+    value: Value,
+}
+
+impl<'a> Opened<'a> {
+    fn of(file: &'a DataFile) -> Result<Self, Error> {
+        let mut archive = ZipArchive::new(Cursor::new(&file.bytes[..])).map_err(|reason| {
+            let hint = "files from before torch 1.6 are not read; save the tensor again";
+            file.error(format!("not a zip archive as torch writes it: {reason}"), Some(hint))
+        })?;
+        let names: Vec<String> =
+            archive.file_names().flatten().map(|name| name.into_owned()).collect();
+        let Some(root) = names.iter().find_map(|name| name.strip_suffix("data.pkl")) else {
+            return Err(file.error("expected an entry `data.pkl`, as torch writes it", None));
+        };
+        let value = pickle::read(&entry(file, &mut archive, &format!("{root}data.pkl"))?)
+            .map_err(|reason| file.error(reason, None))?;
+        Ok(Self { file, archive, root: root.to_owned(), value })
+    }
+
+    fn array(&mut self, tensor: &TensorRef) -> Result<Array, Error> {
+        let name = format!("{}data/{}", self.root, tensor.key);
+        let bytes = entry(self.file, &mut self.archive, &name)?;
+        gather(tensor, &bytes).map_err(|reason| self.file.error(reason, None))
+    }
+
+    /// The tensors of a dictionary by name; what else there is in it is left out.
+    fn tensors(&self) -> Option<Vec<(String, TensorRef)>> {
+        let Value::Dict(items) = &self.value else { return None };
+        let tensors = items.iter().filter_map(|item| match item {
+            (Value::Text(name), Value::Tensor(tensor)) => Some((name.clone(), tensor.clone())),
+            _ => None,
+        });
+        Some(tensors.collect())
+    }
+}
+
+/// Every tensor of a dictionary, as the weights of a model are stored.
+///
+/// # Errors
+/// [`Error::Data`] for anything that is not such a file.
+pub(super) fn read_all(path: &Path) -> Result<BTreeMap<String, Array>, Error> {
+    let file = data::read(path)?;
+    let mut opened = Opened::of(&file)?;
+    let tensors = opened.tensors();
+    let tensors = tensors.ok_or_else(|| file.error("expected a dictionary of tensors", None))?;
+    tensors.iter().map(|(name, tensor)| Ok((name.clone(), opened.array(tensor)?))).collect()
+}
+
 /// Reads a tensor, or features and coordinates of a dictionary.
 ///
 /// # Errors
 /// [`Error::Data`] for anything that is not such a file.
 pub(super) fn read(path: &Path) -> Result<Contents, Error> {
     let file = data::read(path)?;
-    let mut archive = ZipArchive::new(Cursor::new(&file.bytes[..])).map_err(|reason| {
-        let hint = "files from before torch 1.6 are not read; save the tensor again";
-        file.error(format!("not a zip archive as torch writes it: {reason}"), Some(hint))
-    })?;
-    let names: Vec<String> = archive.file_names().flatten().map(|name| name.into_owned()).collect();
-    let Some(root) = names.iter().find_map(|name| name.strip_suffix("data.pkl")) else {
-        return Err(file.error("expected an entry `data.pkl`, as torch writes it", None));
-    };
-    let value = pickle::read(&entry(&file, &mut archive, &format!("{root}data.pkl"))?)
-        .map_err(|reason| file.error(reason, None))?;
-    let mut array = |tensor: &TensorRef| {
-        let bytes = entry(&file, &mut archive, &format!("{root}data/{}", tensor.key))?;
-        gather(tensor, &bytes).map_err(|reason| file.error(reason, None))
-    };
-    match value {
-        Value::Tensor(tensor) => Ok(Contents { features: array(&tensor)?, ..Contents::default() }),
-        Value::Dict(items) => {
-            let tensors: Vec<(String, TensorRef)> = items
-                .into_iter()
-                .filter_map(|item| match item {
-                    (Value::Text(name), Value::Tensor(tensor)) => Some((name, tensor)),
-                    _ => None,
-                })
-                .collect();
-            let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
-            let find = |key: &str| tensors.iter().find(|(name, _)| name == key);
-            let (_, features) =
-                features_among(&names).and_then(find).ok_or_else(|| missing(path, &names))?;
-            let features = array(features)?;
-            let coords = find(COORDS).map(|(_, tensor)| array(tensor)).transpose()?;
-            Ok(Contents { features, coords, patch_size: None })
-        }
-        _ => Err(file.error("expected a tensor or a dictionary of tensors", None)),
+    let mut opened = Opened::of(&file)?;
+    if let Value::Tensor(tensor) = &opened.value {
+        let tensor = tensor.clone();
+        return Ok(Contents { features: opened.array(&tensor)?, ..Contents::default() });
     }
+    let Some(tensors) = opened.tensors() else {
+        return Err(file.error("expected a tensor or a dictionary of tensors", None));
+    };
+    let names: Vec<String> = tensors.iter().map(|(name, _)| name.clone()).collect();
+    let find = |key: &str| tensors.iter().find(|(name, _)| name == key);
+    let (_, features) =
+        features_among(&names).and_then(find).ok_or_else(|| missing(path, &names))?;
+    let features = opened.array(features)?;
+    let coords = find(COORDS).map(|(_, tensor)| opened.array(tensor)).transpose()?;
+    Ok(Contents { features, coords, patch_size: None })
 }
 
 fn entry(

@@ -1,0 +1,385 @@
+//! Language modelling: the next token, from text or from tasks that are made up on the fly.
+//!
+//! The loss is the mean cross-entropy over all tokens that have a target, in nats. Scores are sums over
+//! all such tokens of a split divided by their number. The order of training sequences is a pure function
+//! of (seed, epoch, index).
+//!
+//! ```
+//! use ssm_tasks::lm::tokenizer::{Tokenizer, Vocabulary};
+//!
+//! let tokenizer = Tokenizer::new(Vocabulary::Bytes)?;
+//! assert_eq!(tokenizer.encode(b"hi")?, [104, 105]);
+//! assert_eq!(tokenizer.decode(&[104, 105]), "hi");
+//! # Ok::<(), String>(())
+//! ```
+
+pub mod batch;
+pub mod bpe;
+pub mod config;
+pub mod data;
+pub mod generate;
+mod loss;
+pub mod made_up;
+pub mod model;
+pub mod random;
+mod report;
+pub mod sampling;
+mod score;
+pub mod shards;
+pub mod stream;
+pub mod tokenizer;
+pub mod weights;
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+use ssm_core::{init::Init, mixers::State, nn::BackboneState};
+use ssm_train::{
+    config::{Issue, Recompute, Settings},
+    error::Error,
+    task::{Goal, Loss, Metrics, Outcome, Selection, Split, Task},
+};
+
+use self::{
+    batch::{Example, LmBatch},
+    config::{Bptt, LmConfig, LmOptions, Packing},
+    data::{Corpus, DataConfig, Parts},
+    generate::{Emit, GenerateRequest},
+    model::{MambaLm, MambaLmConfig},
+    random::{Permutation, Purpose, below, stream, unit},
+    stream::{InMemory, Stream},
+    tokenizer::{Tokenizer, Vocabulary},
+};
+use crate::{Example as StartingPoint, TaskEntry, data::KnownSet};
+
+/// What a later use of the model needs beside its weights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifacts {
+    /// Number of tokens; the embedding has at least as many rows.
+    pub n_vocab: usize,
+    /// What tokens are.
+    pub vocabulary: Vocabulary,
+}
+
+/// Language modelling on one corpus.
+pub struct LmTask {
+    options: LmOptions,
+    settings: Settings,
+    corpus: Corpus,
+    /// Micro-batches that are parts of the same sequences: 1 unless the state is carried.
+    n_parts: u64,
+    /// The state after the last micro-batch, for the next one.
+    carried: Mutex<Option<BackboneState>>,
+}
+
+impl Task for LmTask {
+    type Config = LmConfig;
+    type Model = MambaLm;
+    type Batch = LmBatch;
+
+    fn new(
+        options: &LmOptions,
+        data: &DataConfig,
+        model: &MambaLmConfig,
+        settings: &Settings,
+        device: &Device,
+    ) -> Result<(Self, MambaLm), Error> {
+        let corpus = data.data_set().load(options, &settings.data_dirs)?;
+        let refuse = |path: &str, message: String, hint: &str| {
+            let issue = Issue::new(path, message).with_hint(hint);
+            Error::issues("configuration", vec![issue])
+        };
+        let stateful = options.bptt == Bptt::Carry || options.packing == Packing::Documents;
+        let mut lm = model.init(corpus.tokenizer.n_vocab(), &mut Init::new(settings.seed, device));
+        lm.init_state(1).map_err(|reason| {
+            refuse("model.mixer", reason.to_string(), "a language model needs a causal mixer")
+        })?;
+        match settings.recompute {
+            Some(Recompute::Layer) if stateful => {
+                let message = "layers with a state are not computed again".to_owned();
+                let hint = "leave out `train.recompute`; shorter sequences need less memory too";
+                return Err(refuse("train.recompute", message, hint));
+            }
+            Some(Recompute::Layer) => lm.recompute_layers(),
+            None => {}
+        }
+        if let Parts::Text { train, valid, .. } = &corpus.parts {
+            let tokens = train.iter().map(|(stream, _)| stream).chain([valid]);
+            if let Some(short) = tokens.map(Stream::n_tokens).find(|n| *n < 2) {
+                let message =
+                    format!("a part of `{}` has {short} tokens, expected 2 or more", corpus.name);
+                let hint = "give more text, or another share for validation";
+                return Err(refuse("data", message, hint));
+            }
+        }
+        let n_parts = if options.bptt == Bptt::Carry { settings.accumulate as u64 } else { 1 };
+        let task = Self {
+            options: options.clone(),
+            settings: settings.clone(),
+            corpus,
+            n_parts,
+            carried: Mutex::new(None),
+        };
+        Ok((task, lm))
+    }
+
+    fn describe(&self) -> String {
+        let Corpus { name, tokenizer, parts, .. } = &self.corpus;
+        let tokenizer = tokenizer.describe();
+        match parts {
+            Parts::Text { train, valid, test } => {
+                let n_train: u64 = train.iter().map(|(stream, _)| stream.n_tokens()).sum();
+                let n_test = match test {
+                    Some(test) => format!("{} test", test.n_tokens()),
+                    None => "no test".to_owned(),
+                };
+                format!(
+                    "{name} as {tokenizer}: {n_train} training, {} validation, {n_test} tokens",
+                    valid.n_tokens()
+                )
+            }
+            Parts::MadeUp(task) => {
+                let samples = task.samples();
+                format!(
+                    "{name}, length {}, {tokenizer}: {} training sequences an epoch, {} \
+                     validation, {} test",
+                    task.len(),
+                    samples.train,
+                    samples.valid,
+                    samples.test
+                )
+            }
+        }
+    }
+
+    fn data_hashes(&self) -> BTreeMap<String, String> {
+        self.corpus.hashes.clone()
+    }
+
+    fn artifacts(&self) -> serde_json::Value {
+        let tokenizer = &self.corpus.tokenizer;
+        serde_json::json!(Artifacts {
+            n_vocab: tokenizer.n_vocab(),
+            vocabulary: tokenizer.vocabulary().clone(),
+        })
+    }
+
+    fn batches_per_epoch(&self) -> u64 {
+        self.n_sequences().div_ceil(self.settings.batch_size as u64) * self.n_parts
+    }
+
+    fn batch(&self, index: u64) -> Result<LmBatch, Error> {
+        let (index, part) = (index / self.n_parts, index % self.n_parts);
+        let per_epoch = self.batches_per_epoch() / self.n_parts;
+        let (epoch, place) = (index / per_epoch, index % per_epoch);
+        let (n, size) = (self.n_sequences(), self.settings.batch_size as u64);
+        let places = place * size..n.min((place + 1) * size);
+        let order = Permutation::new(n, self.settings.seed, epoch);
+        let examples: Vec<Example> =
+            places.map(|place| self.training_example(epoch, order.at(place))).collect();
+        let whole = LmBatch::of(&examples);
+        if self.n_parts == 1 {
+            return Ok(whole);
+        }
+        let edge = |part: u64| (whole.seq_len as u64 * part / self.n_parts) as usize;
+        let (start, end) = (edge(part), edge(part + 1));
+        if start == end {
+            let message = format!(
+                "a sequence of {} tokens has no {} parts to carry a state through",
+                whole.seq_len, self.n_parts
+            );
+            let hint = Some("lower `train.accumulate`".to_owned());
+            return Err(Error::Usage { message, hint });
+        }
+        Ok(whole.narrow(start, end - start))
+    }
+
+    fn loss(&self, model: &MambaLm, batch: LmBatch) -> Loss {
+        let device = model.device();
+        let targets = loss::Targets::of(&batch);
+        let hidden = if self.n_parts == 1 && batch.resets.is_none() {
+            model.hidden(batch.tokens(&device))
+        } else {
+            let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = carried.take().filter(|_| batch.continues);
+            let mut state = before.unwrap_or_else(|| initial(model, batch.batch));
+            let hidden = model.continued(batch.tokens(&device), batch.resets(&device), &mut state);
+            if self.n_parts > 1 {
+                *carried = Some(state.detach());
+            }
+            hidden
+        };
+        let weight = targets.tokens.len() as f64;
+        if targets.tokens.is_empty() {
+            // A part of a sequence may have nothing to say; its gradient is zero.
+            return Loss { mean: hidden.mean() * 0.0, weight };
+        }
+        Loss { mean: loss::mean(model, hidden, &targets), weight }
+    }
+
+    fn selection(&self) -> Selection {
+        Selection { metric: "loss", goal: Goal::Minimise }
+    }
+
+    fn evaluate(&self, model: &MambaLm, split: Split) -> Result<Metrics, Error> {
+        Ok(score::score(self, model, split, None)?.metrics())
+    }
+
+    fn conclude(&self, model: &MambaLm) -> Result<Outcome, Error> {
+        report::conclude(self, model)
+    }
+}
+
+impl LmTask {
+    /// Tokens of a training sequence that is cut from a corpus.
+    fn sequence_len(&self) -> usize {
+        self.options.seq_len * self.n_parts as usize
+    }
+
+    /// Blocks of a training stream that may begin anywhere within the length of a block.
+    fn n_blocks(&self, stream: &Stream) -> u64 {
+        let whole = (stream.n_tokens() - 1) / self.sequence_len() as u64;
+        // One is given up for the freedom where the blocks begin.
+        whole.saturating_sub(1).max(1)
+    }
+
+    /// Training sequences of an epoch.
+    fn n_sequences(&self) -> u64 {
+        match &self.corpus.parts {
+            Parts::Text { train, .. } => {
+                train.iter().map(|(stream, _)| self.n_blocks(stream)).sum()
+            }
+            Parts::MadeUp(task) => task.samples().train,
+        }
+    }
+
+    /// A training sequence, a pure function of the seed and the arguments.
+    fn training_example(&self, epoch: u64, index: u64) -> Example {
+        let seed = self.settings.seed;
+        match &self.corpus.parts {
+            Parts::MadeUp(task) => {
+                let index = epoch * task.samples().train + index;
+                task.example(task.len(), true, &mut stream(seed, Purpose::Train, index))
+            }
+            Parts::Text { train, .. } => {
+                let (corpus, block) = self.place(train, epoch, index);
+                let len = self.sequence_len();
+                // Every epoch cuts the text elsewhere.
+                let spare = (train[corpus].0.n_tokens() - 1)
+                    .saturating_sub(self.n_blocks(&train[corpus].0) * len as u64);
+                let mut rng = stream(seed, Purpose::Offset, epoch);
+                let offset = below(&mut rng, spare.min(len as u64 - 1) as usize + 1) as u64;
+                let packed = self.options.packing == Packing::Documents;
+                train[corpus].0.block(offset + block * len as u64, len, packed)
+            }
+        }
+    }
+
+    /// Which block of which corpus a place of the epoch holds.
+    ///
+    /// One corpus has every block once an epoch; of several, blocks are drawn with replacement, as
+    /// often as the weights say.
+    fn place(&self, train: &[(Stream, f64)], epoch: u64, index: u64) -> (usize, u64) {
+        if train.len() == 1 {
+            return (0, index);
+        }
+        let total: f64 = train.iter().map(|(_, weight)| weight).sum();
+        let mut rng =
+            stream(self.settings.seed, Purpose::Mixture, epoch * self.n_sequences() + index);
+        let mut left = unit(&mut rng) * total;
+        let chosen = train.iter().position(|(_, weight)| {
+            left -= weight;
+            left < 0.0
+        });
+        let corpus = chosen.unwrap_or(train.len() - 1);
+        (corpus, below(&mut rng, self.n_blocks(&train[corpus].0) as usize) as u64)
+    }
+
+    /// The text of a split; that of validation where there is no test part.
+    fn text_of<'a>(&self, parts: &'a Parts, split: Split) -> Option<Vec<&'a Stream>> {
+        let Parts::Text { train, valid, test } = parts else { return None };
+        Some(match split {
+            Split::Train => train.iter().map(|(stream, _)| stream).collect(),
+            Split::Valid => vec![valid],
+            Split::Test => vec![test.as_ref().unwrap_or(valid)],
+        })
+    }
+}
+
+/// The state before the first token.
+fn initial(model: &MambaLm, batch: usize) -> BackboneState {
+    // `new` refuses mixers without a state.
+    model.init_state(batch).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn artifacts_of(artifacts: &serde_json::Value) -> Result<Artifacts, Error> {
+    Artifacts::deserialize(artifacts).map_err(|reason| Error::Usage {
+        message: format!("the artifacts of the run are not those of a language model: {reason}"),
+        hint: Some("name the run directory of an `lm` run".to_owned()),
+    })
+}
+
+fn tokenizer_of(artifacts: &Artifacts) -> Result<Tokenizer, Error> {
+    Tokenizer::new(artifacts.vocabulary.clone()).map_err(|reason| Error::Usage {
+        message: format!("the tokenizer of the run cannot be used: {reason}"),
+        hint: None,
+    })
+}
+
+impl TaskEntry for LmTask {
+    fn known_sets() -> Vec<KnownSet> {
+        data::known_sets()
+    }
+
+    fn example() -> Option<StartingPoint> {
+        // Its data is made up when it is read.
+        Some(StartingPoint {
+            config: include_str!("../../../../configs/lm/debug.toml"),
+            data: None,
+        })
+    }
+
+    fn restore(
+        _options: &LmOptions,
+        model: &MambaLmConfig,
+        artifacts: &serde_json::Value,
+        seed: u64,
+        device: &Device,
+    ) -> Result<MambaLm, Error> {
+        let n_vocab = artifacts_of(artifacts)?.n_vocab;
+        Ok(model.init(n_vocab, &mut Init::new(seed, device)))
+    }
+
+    fn generate(
+        artifacts: &serde_json::Value,
+        model: &MambaLm,
+        request: &GenerateRequest,
+        emit: &mut Emit<'_>,
+    ) -> Result<(), Error> {
+        let tokenizer = tokenizer_of(&artifacts_of(artifacts)?)?;
+        generate::generate(model, &tokenizer, request, emit)
+    }
+
+    fn predict(
+        _options: &LmOptions,
+        artifacts: &serde_json::Value,
+        model: &MambaLm,
+        input: &Path,
+    ) -> Result<String, Error> {
+        let tokenizer = tokenizer_of(&artifacts_of(artifacts)?)?;
+        let file = crate::data::read(input)?;
+        let tokens = tokenizer.encode(&file.bytes).map_err(|reason| file.error(reason, None))?;
+        if tokens.len() < 2 {
+            let message = format!("expected at least 2 tokens, got {}", tokens.len());
+            return Err(file.error(message, None));
+        }
+        let stream = Stream::new(Arc::new(InMemory { tokens, starts: vec![0] }));
+        let scored = score::score_stream(model, &tokenizer, &stream)?;
+        Ok(format!("{}\n", serde_json::json!(scored.metrics())))
+    }
+}

@@ -1,0 +1,180 @@
+//! `MambaLM`: embedding, backbone, final norm, and the embedding once more as the head.
+//!
+//! Gu & Dao 2023, arXiv:2312.00752; `MambaLMHeadModel`, state-spaces/mamba@e9594ce.
+
+use burn::{
+    module::{Module, Param},
+    nn::Embedding,
+    tensor::{Bool, Device, Int, Tensor},
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use ssm_core::{
+    init::Init,
+    mixers::{MambaConfig, MixerConfig, MixerError},
+    nn::{Backbone, BackboneConfig, BackboneState, MlpConfig},
+};
+use ssm_train::config::Issue;
+
+/// `[model]`. Defaults are the sizes of Mamba-130M.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MambaLmConfig {
+    /// Residual width, 1..=65536. Default 768.
+    pub d_model: usize,
+    /// Number of blocks, 1..=1024. Default 24.
+    pub n_layer: usize,
+    /// The vocabulary is padded to a multiple of this, 1..=1024; the rows of the padding are trained
+    /// like all others and never sampled. Default 8 (`pad_vocab_size_multiple`, official code).
+    pub pad_vocab_to: usize,
+    /// The mixer of every block; a causal one. Default `mamba` with its defaults.
+    pub mixer: MixerConfig,
+    /// The feed-forward part of every block. Default: absent, as in Mamba.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp: Option<MlpConfig>,
+}
+
+impl Default for MambaLmConfig {
+    fn default() -> Self {
+        Self {
+            d_model: 768,
+            n_layer: 24,
+            pad_vocab_to: 8,
+            mixer: MixerConfig::Mamba(MambaConfig::default()),
+            mlp: None,
+        }
+    }
+}
+
+impl MambaLmConfig {
+    /// Everything that is wrong.
+    #[must_use]
+    pub fn validate(&self) -> Vec<Issue> {
+        let mut issues = Vec::new();
+        for (name, value, last) in [
+            ("d_model", self.d_model, 65536),
+            ("n_layer", self.n_layer, 1024),
+            ("pad_vocab_to", self.pad_vocab_to, 1024),
+        ] {
+            if !(1..=last).contains(&value) {
+                issues.push(Issue::range(format!("model.{name}"), &format!("1..={last}"), value));
+            }
+        }
+        if let Some(mlp) = &self.mlp
+            && !(1..=65536).contains(&mlp.d_hidden)
+        {
+            issues.push(Issue::range("model.mlp.d_hidden", "1..=65536", mlp.d_hidden));
+        }
+        if let Err(error) = self.mixer.validate(self.d_model) {
+            // A configuration serialises to a table with one key, the name of the mixer.
+            let table = toml::Table::try_from(&self.mixer).ok();
+            let name = table.and_then(|table| table.keys().next().cloned()).unwrap_or_default();
+            issues.push(match error {
+                MixerError::Config { field, got, expected } => {
+                    Issue::range(format!("model.mixer.{name}.{field}"), &expected, got)
+                }
+                other => Issue::new(format!("model.mixer.{name}"), other.to_string()),
+            });
+        }
+        issues
+    }
+
+    /// Rows of the embedding for a vocabulary.
+    #[must_use]
+    pub fn n_rows(&self, n_vocab: usize) -> usize {
+        n_vocab.next_multiple_of(self.pad_vocab_to)
+    }
+
+    /// The model with fresh parameters: embedding normal with deviation 0.02, output projections
+    /// divided by the square root of the number of layers, the rest as the mixers draw them
+    /// (`_init_weights`, state-spaces/mamba@e9594ce).
+    #[must_use]
+    pub fn init(&self, n_vocab: usize, init: &mut Init) -> MambaLm {
+        let weight = init.normal([self.n_rows(n_vocab), self.d_model], 0.0, 0.02);
+        let backbone = BackboneConfig {
+            d_model: self.d_model,
+            n_layer: self.n_layer,
+            mixer: self.mixer.clone(),
+            mlp: self.mlp.clone(),
+        };
+        MambaLm {
+            embedding: Embedding { weight: Param::from_tensor(weight) },
+            backbone: backbone.init(init),
+        }
+    }
+}
+
+/// `embedding -> n_layer x (x + mixer(RMSNorm(x))) -> RMSNorm -> embedding^T`.
+///
+/// # Shapes
+/// Tokens `[batch, seq_len]` to logits `[batch, seq_len, n_rows]`.
+///
+/// # Source
+/// Gu & Dao 2023, arXiv:2312.00752.
+#[derive(Module, Debug)]
+pub struct MambaLm {
+    pub(super) embedding: Embedding,
+    pub(super) backbone: Backbone,
+}
+
+impl MambaLm {
+    /// From now on the backward pass runs each block again instead of keeping what is in it.
+    pub fn recompute_layers(&mut self) {
+        self.backbone.recompute_layers();
+    }
+
+    /// Normed outputs of the last block from an empty past, `[batch, seq_len, d_model]`.
+    #[must_use]
+    pub fn hidden(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.backbone.forward(self.embedding.forward(tokens))
+    }
+
+    /// As [`MambaLm::hidden`], from `state` on, which receives the state after the last token. Where
+    /// `resets` is set, a document begins.
+    #[must_use]
+    pub fn continued(
+        &self,
+        tokens: Tensor<2, Int>,
+        resets: Option<Tensor<2, Bool>>,
+        state: &mut BackboneState,
+    ) -> Tensor<3> {
+        self.backbone.prefill(self.embedding.forward(tokens), resets, state)
+    }
+
+    /// The states before the first token.
+    ///
+    /// # Errors
+    /// If the mixer is not causal.
+    pub fn init_state(&self, batch: usize) -> Result<BackboneState, MixerError> {
+        self.backbone.init_state(batch)
+    }
+
+    /// Logits of the next token, `[n, d_model]` to `[n, n_rows]`.
+    #[must_use]
+    pub fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
+        hidden.matmul(self.embedding.weight.val().transpose())
+    }
+
+    /// Logits at every position, `[batch, seq_len]` to `[batch, seq_len, n_rows]`.
+    #[must_use]
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        let [batch, seq_len] = tokens.dims();
+        let hidden = self.hidden(tokens).flatten::<2>(0, 1);
+        let logits = self.head(hidden);
+        let [_, n_rows] = logits.dims();
+        logits.reshape([batch, seq_len, n_rows])
+    }
+
+    /// One token of every sequence in O(1), `[batch]` to logits `[batch, n_rows]`.
+    #[must_use]
+    pub fn step(&self, tokens: Tensor<1, Int>, state: &mut BackboneState) -> Tensor<2> {
+        let x = self.embedding.forward(tokens.unsqueeze_dim(1)).squeeze_dim(1);
+        self.head(self.backbone.step(x, state))
+    }
+
+    /// The device that the parameters are on.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.embedding.weight.val().device()
+    }
+}
