@@ -54,7 +54,9 @@ impl TaskVisitor for Check {
             Limit { parameters: MEASURED.parameters.filter(|_| device.is_none()), ..MEASURED };
         config.device = match (device, device::processor()) {
             (Some(text), _) => device_section(&text)?,
-            (None, Some(backend)) => DeviceSection { backend: backend.into(), index: 0 },
+            (None, Some(backend)) => {
+                DeviceSection { backend: backend.into(), ..DeviceSection::default() }
+            }
             (None, None) => config.device,
         };
         let device = device::open(&config.device.backend, config.device.index)?;

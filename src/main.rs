@@ -148,7 +148,11 @@ fn device_section(text: &str) -> Result<ssm_train::config::DeviceSection, Error>
         message: format!("`{text}` is not a device: expected an index after `:`, got `{index}`"),
         hint: Some("write it as in `cuda:0`".into()),
     })?;
-    Ok(ssm_train::config::DeviceSection { backend: backend.to_owned(), index })
+    Ok(ssm_train::config::DeviceSection {
+        backend: backend.to_owned(),
+        index,
+        ..Default::default()
+    })
 }
 
 fn main() -> ExitCode {

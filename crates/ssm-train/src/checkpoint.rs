@@ -310,6 +310,40 @@ impl Checkpoints {
 }
 
 impl Checkpoint {
+    /// Weights and optimiser as bytes that another replica reads.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for what cannot be encoded.
+    pub(crate) fn pack<M: Module>(
+        model: &M,
+        optimizer: &ModuleOptimizer,
+    ) -> Result<Vec<u8>, Error> {
+        let encoded = |bytes: Result<Bytes, RecordError>| {
+            let path = Path::new("replica 0");
+            bytes.map_err(|error| broken(path, format!("cannot be encoded: {error}")))
+        };
+        let model = encoded(model.valid().into_record().into_bytes())?;
+        let optimizer = encoded(optimizer.into_bytes())?;
+        Ok([&(model.len() as u64).to_le_bytes()[..], &model, &optimizer].concat())
+    }
+
+    /// What [`Checkpoint::pack`] made.
+    pub(crate) fn unpack(bytes: &[u8]) -> Result<Self, Error> {
+        let path = PathBuf::from("replica 0");
+        let cut = bytes.split_at_checked(8).and_then(|(length, rest)| {
+            let length = u64::from_le_bytes(length.try_into().ok()?);
+            rest.split_at_checked(usize::try_from(length).ok()?)
+        });
+        let (model, optimizer) =
+            cut.ok_or_else(|| broken(&path, "has sent other bytes than weights".to_owned()))?;
+        Ok(Self {
+            path,
+            position: Position::start(0),
+            model: model.to_vec(),
+            optimizer: optimizer.to_vec(),
+        })
+    }
+
     /// Where the run stood.
     #[must_use]
     pub fn position(&self) -> &Position {

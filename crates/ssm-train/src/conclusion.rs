@@ -89,7 +89,7 @@ pub(crate) fn conclude<T: Task>(
 /// gets a page of its training so far.
 ///
 /// # Errors
-/// As [`load_model`](crate::load_model), [`Error::RunInUse`] for a run that another process works on,
+/// As [`load_model`], [`Error::RunInUse`] for a run that another process works on,
 /// and [`Error::Save`].
 pub fn rebuild<T: Task>(
     run_dir: &Path,

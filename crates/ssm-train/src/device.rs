@@ -89,6 +89,11 @@ pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
     }
 }
 
+/// Whether a backend computes on the processor.
+pub(crate) fn is_processor(backend: &str) -> bool {
+    PROCESSORS.contains(&backend)
+}
+
 /// The first backend for processors that is compiled in.
 #[must_use]
 pub fn processor() -> Option<&'static str> {

@@ -116,6 +116,16 @@ pub enum Error {
         /// What to try.
         hint: Option<String>,
     },
+    /// Another replica of the run stopped or lost its connection.
+    #[error("replica {rank} of {size} is gone: {message}")]
+    Replica {
+        /// Which one, counted from 0.
+        rank: usize,
+        /// Number of replicas.
+        size: usize,
+        /// Why, as far as it is known.
+        message: String,
+    },
     /// The user or the system asked the process to stop; the run was saved and can be resumed.
     #[error("interrupted by signal {signal} at step {step}")]
     Interrupted {
@@ -182,7 +192,9 @@ impl Error {
             Self::ResumeMismatch { .. } => {
                 Some("start a new run directory, or restore the value".into())
             }
-            Self::Interrupted { .. } => Some("continue with `--resume`".into()),
+            Self::Interrupted { .. } | Self::Replica { .. } => {
+                Some("continue with `--resume`".into())
+            }
         }
     }
 
@@ -204,6 +216,7 @@ impl Error {
             | Self::Checkpoint { .. }
             | Self::RunInUse { .. }
             | Self::Device { .. }
+            | Self::Replica { .. }
             | Self::NonFinite { .. } => 1,
         }
     }

@@ -9,7 +9,8 @@
 //! | [`device`], [`machine`] | what computes |
 //! | [`plan`], [`schedule`] | what happens at which step, as pure functions |
 //! | [`trainer`] | the loop |
-//! | [`bench`] | what it will cost |
+//! | [`mod@bench`] | what it will cost |
+//! | `collective` | how several devices train one model |
 //! | [`progress`] | what is seen of it while it runs |
 //! | [`folds`] | several runs that are reported together |
 //! | [`adam`], [`optim`] | how gradients become updates |
@@ -24,6 +25,7 @@ mod adopt;
 mod atomic;
 pub mod bench;
 pub mod checkpoint;
+mod collective;
 pub mod conclusion;
 pub mod config;
 pub mod device;

@@ -27,12 +27,13 @@ pub(crate) enum Rule {
 
 /// Every key of a configuration and what a change of it means; a table stands for all keys in it, and
 /// the longest entry counts.
-const RULES: [(&str, Rule, &str); 22] = [
+const RULES: [(&str, Rule, &str); 23] = [
     ("run.name", Rule::Allowed, "the directory was renamed"),
     ("run.dir", Rule::Allowed, "the directory was moved"),
     ("run.seed", Rule::Refused, "data order and random numbers come from it"),
     ("run.fold", Rule::Refused, "another fold has other splits"),
     ("device", Rule::Warned, "not bit-exact from here on"),
+    ("device.replicas", Rule::Allowed, "the result does not depend on it"),
     ("task", Rule::Refused, "another task"),
     ("data", Rule::Refused, "other samples"),
     ("model", Rule::Refused, "the weights do not fit"),

@@ -87,6 +87,12 @@ pub trait TaskConfig: Sized {
     /// Everything that is wrong with the values, before any file or device is touched.
     fn validate(options: &Self::Options, data: &Self::Data, model: &Self::Model) -> Vec<Issue>;
 
+    /// Whether the micro-batches of a step can be computed by different devices. By default they can.
+    fn shares_micro_batches(options: &Self::Options) -> bool {
+        let _ = options;
+        true
+    }
+
     /// Whether the model has layers for `train.recompute = "layer"` to act on. By default it has not,
     /// and the setting is refused.
     fn has_layers(model: &Self::Model) -> bool {

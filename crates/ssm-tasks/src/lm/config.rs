@@ -72,6 +72,10 @@ impl TaskConfig for LmConfig {
         issues
     }
 
+    fn shares_micro_batches(options: &LmOptions) -> bool {
+        options.bptt != Bptt::Carry
+    }
+
     fn has_layers(_model: &MambaLmConfig) -> bool {
         true
     }

@@ -47,11 +47,15 @@ pub struct DeviceSection {
     pub backend: String,
     /// Which of several equal devices, counted from 0; CPU backends have one. Default 0.
     pub index: usize,
+    /// Devices that train together, >= 1: `index`, `index + 1` and so on; on a CPU threads of the one
+    /// there is. Each holds the whole model and takes its share of the micro-batches of every step,
+    /// of which `train.accumulate` says the number: the result is that of a single device. Default 1.
+    pub replicas: usize,
 }
 
 impl Default for DeviceSection {
     fn default() -> Self {
-        Self { backend: "auto".into(), index: 0 }
+        Self { backend: "auto".into(), index: 0, replicas: 1 }
     }
 }
 

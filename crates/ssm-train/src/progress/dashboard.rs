@@ -118,7 +118,9 @@ impl Dashboard {
     ) -> io::Result<Self> {
         enable_raw_mode()?;
         execute!(io::stderr(), EnterAlternateScreen)?;
-        let terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
+        let mut terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
+        // Not every terminal has a second screen, and an empty one.
+        terminal.clear()?;
         screen.open();
         // A panic is to be read on the terminal as it was before.
         let before = std::panic::take_hook();

@@ -2,21 +2,19 @@
 
 use std::{
     path::Path,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
-use burn::{
-    module::{Module, ModuleMapper, Param, ParamId},
-    tensor::{Bool, Int, Tensor},
-};
+use burn::module::Module;
 
-use super::{TrainOptions, Trainer};
+use super::{TrainOptions, Trainer, replica::Replica};
 use crate::{
     checkpoint::{Checkpoint, Checkpoints},
+    collective::Collective,
     config::Config,
     device,
     error::Error,
-    gradients::is_host,
     logging::MetricsLog,
     optim,
     plan::Plan,
@@ -32,6 +30,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     pub(super) fn start(
         config: &'a Config<T::Config>,
         options: &TrainOptions,
+        collective: Rc<dyn Collective>,
     ) -> Result<(Self, RunDir, T::Model), Error> {
         let path = config.run.path();
         RunDir::check(&path, options.resume)?;
@@ -42,20 +41,16 @@ impl<'a, T: Task> Trainer<'a, T> {
             if options.resume { Resumed::load(&path, &checkpoints, config)? } else { None };
 
         let backend = device::resolve(&config.device.backend, config.device.index)?;
-        let device = device::open(backend, config.device.index)?.autodiff();
-        let settings = config.settings(options.data_dirs.clone());
-        let (task, mut model) =
-            T::new(&config.task, &config.data, &config.model, &settings, &device)?;
-        model = model.map(&mut Settle { next_id: 1 });
-        let plan = Plan::of(config, task.batches_per_epoch())?;
-        let mut optimizer = optim::build(&config.optim, &model, &device);
+        let (index, dirs) = (config.device.index, &options.data_dirs);
+        let (mut replica, mut model) = Replica::<T>::build(config, dirs, index, collective)?;
+        let plan = replica.plan;
         let mut position = Position::start(config.run.seed);
         let mut info = RunInfo {
             seed: config.run.seed,
             parameters: model.num_params(),
-            data: task.describe(),
-            data_hashes: task.data_hashes(),
-            artifacts: task.artifacts(),
+            data: replica.task.describe(),
+            data_hashes: replica.task.data_hashes(),
+            artifacts: replica.task.artifacts(),
             decayed_parameters: optim::decayed_parameters(&model),
             sessions: Vec::new(),
         };
@@ -67,7 +62,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         if let Some(Resumed { checkpoint, config_text, origin }) = resumed {
             resume::compare_data(&path, &origin.data_hashes, &info.data_hashes)?;
             model = checkpoint.model(model)?;
-            optimizer = checkpoint.optimizer(optimizer)?;
+            replica.optimizer = checkpoint.optimizer(replica.optimizer)?;
             position = continued(checkpoint.position(), &plan, &checkpoints)?;
             // The process before may have ended between the two.
             checkpoints.prune(config.checkpoint.keep, &position)?;
@@ -82,6 +77,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         for change in changes.into_iter().flatten() {
             tracing::warn!("{change}");
         }
+        if replica.collective.size() > 1 {
+            let start = Checkpoint::pack(&model, &replica.optimizer)?;
+            replica.collective.broadcast(start)?;
+        }
         info.sessions.push(session);
         run.describe(&config.to_toml(), &info)?;
         let log = MetricsLog::open(&run.metrics(), position.metrics, config.log.tensorboard)?;
@@ -91,16 +90,12 @@ impl<'a, T: Task> Trainer<'a, T> {
         let mut progress =
             Progress::new(&config.run.name, plan.total_steps, position.step, &options.show);
         if let Some(best) = position.best {
-            progress.best(task.selection().metric, best.value);
+            progress.best(replica.task.selection().metric, best.value);
         }
         let trainer = Self {
             config,
-            on_host: is_host(&device),
-            device,
+            replica,
             progress,
-            task,
-            plan,
-            optimizer,
             checkpoints,
             log,
             position,
@@ -173,39 +168,4 @@ fn continued(saved: &Position, plan: &Plan, checkpoints: &Checkpoints) -> Result
     checkpoints.set_aside_after(step)?;
     checkpoints.point(&position)?;
     Ok(position)
-}
-
-/// Gives every parameter its value and its identity.
-///
-/// Burn draws initial values when they are first used, which must be now, not after the generator was
-/// seeded for a step. And it numbers parameters at random; counted, equal runs have equal files.
-struct Settle {
-    next_id: u64,
-}
-
-impl Settle {
-    fn id(&mut self) -> ParamId {
-        self.next_id += 1;
-        ParamId::from(self.next_id - 1)
-    }
-}
-
-impl ModuleMapper for Settle {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (_, value, mapper) = param.consume();
-        Param::from_mapped_value(self.id(), value, mapper)
-    }
-
-    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
-        let (_, value, mapper) = param.consume();
-        Param::from_mapped_value(self.id(), value, mapper)
-    }
-
-    fn map_bool<const D: usize>(
-        &mut self,
-        param: Param<Tensor<D, Bool>>,
-    ) -> Param<Tensor<D, Bool>> {
-        let (_, value, mapper) = param.consume();
-        Param::from_mapped_value(self.id(), value, mapper)
-    }
 }

@@ -22,6 +22,7 @@ seed = 7
 [device]
 backend = "auto"
 index = 0
+replicas = 1
 
 [task.toy]
 width = 4

@@ -229,7 +229,7 @@ fn finished_runs_can_be_loaded_and_scored_again() {
     let sealed = vec!["conclude=0".into()];
     let again = evaluate::<Toy>(&path, None, sealed, Split::Test).unwrap();
     assert_eq!(again, summary.result.metrics);
-    let device = DeviceSection { backend: "ndarray".into(), index: 0 };
+    let device = DeviceSection { backend: "ndarray".into(), ..DeviceSection::default() };
     let valid = evaluate::<Toy>(&path, Some(&device), Vec::new(), Split::Valid).unwrap();
     let best = summary.best.unwrap().value;
     assert!((valid["mse"] - best).abs() <= 1e-6 * best);

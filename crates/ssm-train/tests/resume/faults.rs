@@ -430,7 +430,6 @@ fn a_checkpoint_that_cannot_be_read_stops_the_run() {
 
 /// Five thousand steps take no more memory than the first thousand.
 #[test]
-#[ignore = "takes minutes; run by hand with `cargo test --release --workspace -- --ignored soak`"]
 fn a_soak_of_five_thousand_steps_holds_memory_flat() {
     let dir = tempfile::tempdir().unwrap();
     let run_to = |steps: u64| {

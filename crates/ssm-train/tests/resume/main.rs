@@ -4,6 +4,7 @@
 
 mod damage;
 mod faults;
+mod replicas;
 mod toy;
 
 use std::{
