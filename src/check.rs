@@ -1,16 +1,22 @@
-//! `ssm check`: what is wrong with the data of a configuration, before anything is trained.
+//! `ssm check`: what is wrong with the data of a configuration and what the run will cost, before
+//! anything is trained.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use ssm_tasks::{TASKS, TaskEntry, TaskVisitor, with_task};
 use ssm_train::{
     Error,
-    config::{self, Config},
+    bench::{self, Limit},
+    config::{self, Config, DeviceSection},
     device,
 };
 
-use crate::{DataDirs, print_tables};
+use crate::{DataDirs, device_section, print_tables};
+
+/// What is measured on the processor unless a device is named: a model that takes seconds.
+const MEASURED: Limit =
+    Limit { steps: 5, time: Duration::from_secs(3), parameters: Some(5_000_000) };
 
 #[derive(Args)]
 pub(crate) struct CheckArgs {
@@ -19,6 +25,10 @@ pub(crate) struct CheckArgs {
     /// Override of a value, as in `--set data.slides.table=mine.csv`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
+    /// Measure steps on this device, as in `cuda:0`. Default: on the processor, if the model is
+    /// small; nothing else touches an accelerator.
+    #[arg(long, value_name = "BACKEND[:INDEX]")]
+    device: Option<String>,
     /// Print the tables as JSON.
     #[arg(long)]
     json: bool,
@@ -38,13 +48,25 @@ impl TaskVisitor for Check {
     type Output = Result<(), Error>;
 
     fn visit<T: TaskEntry>(self) -> Self::Output {
-        let CheckArgs { config: path, overrides, json, data } = self.0;
-        let config = Config::<T::Config>::load(&path, &overrides)?;
-        let backend = device::resolve(&config.device.backend, config.device.index)?;
-        let device = device::open(backend, config.device.index)?;
-        let settings = config.settings(data.resolve());
-        let (tables, n_fatal) =
+        let CheckArgs { config: path, overrides, device, json, data } = self.0;
+        let mut config = Config::<T::Config>::load(&path, &overrides)?;
+        let limit =
+            Limit { parameters: MEASURED.parameters.filter(|_| device.is_none()), ..MEASURED };
+        config.device = match (device, device::processor()) {
+            (Some(text), _) => device_section(&text)?,
+            (None, Some(backend)) => {
+                DeviceSection { backend: backend.into(), ..DeviceSection::default() }
+            }
+            (None, None) => config.device,
+        };
+        let device = device::open(&config.device.backend, config.device.index)?;
+        let dirs = data.resolve();
+        let settings = config.settings(dirs.clone());
+        let (mut tables, n_fatal) =
             T::check(&config.task, &config.data, &config.model, &settings, &device)?;
+        if n_fatal == 0 {
+            tables.push(bench::cost::<T>(&config, &dirs, limit)?.estimate());
+        }
         print_tables(&tables, json)?;
         if n_fatal == 0 {
             return Ok(());

@@ -1,12 +1,12 @@
 //! `ssm heatmap`: where on a slide a trained run looks.
 
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use ssm_tasks::{HeatmapRequest, TaskEntry, TaskVisitor, with_task};
 use ssm_train::Error;
 
-use crate::{DeviceArgs, evaluate::task_of};
+use crate::{DeviceArgs, evaluate::task_of, output};
 
 #[derive(Args)]
 pub(crate) struct HeatmapArgs {
@@ -57,8 +57,6 @@ impl TaskVisitor for Draw {
         )?;
         let request = HeatmapRequest { slide, thumbnail, slide_size };
         let picture = T::heatmap(&artifacts, &model, &request)?;
-        std::fs::File::create(&output)
-            .and_then(|mut file| file.write_all(&picture))
-            .map_err(|source| Error::Io { path: output, action: "write".into(), source })
+        output::write(&output, &picture)
     }
 }

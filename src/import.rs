@@ -128,7 +128,7 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Error> {
     }
     let save = |path: &PathBuf| {
         let path = path.clone();
-        move |source| Error::Save { path, action: "write".into(), source }
+        move |source| Error::Save { path, action: "write".into(), saved: None, source }
     };
     // The directory gets its name when it is whole.
     let mut unfinished = args.out.clone().into_os_string();

@@ -4,13 +4,21 @@
 //! 2 wrong usage, configuration or data, 3 the run directory could not be written, 128 + signal
 //! number after an interrupt that left a checkpoint.
 
+mod bench;
 mod check;
+mod compare;
 mod data;
+mod describe;
+mod doctor;
 mod evaluate;
 mod generate;
 mod heatmap;
 mod import;
+mod init;
+mod output;
 mod predict;
+mod report;
+mod runs;
 mod tokenize;
 mod train;
 
@@ -21,16 +29,29 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use ssm_train::{Error, report::Table, report::text_table};
+use ssm_train::{
+    Error,
+    progress::Screen,
+    report::{Table, text_table},
+};
+use tracing_subscriber::{
+    Layer,
+    filter::{LevelFilter, filter_fn},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 /// Tensors of some megabytes are made and dropped all the time; the system's allocator returns each to
 /// the kernel and faults it in again, which costs a third of a training step.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong command, configuration or data, \
+                          3 the run could not be saved, 128 + signal after an interrupt.";
+
 /// Train selective state space models (Mamba and its family) from one TOML file.
 #[derive(Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "ssm", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -38,26 +59,44 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Write a commented configuration to begin with.
+    Init(init::InitArgs),
+    /// Look for whatever is wrong with a configuration and its data, and estimate what the run takes.
+    Check(check::CheckArgs),
     /// Train a model, score it on the test split and write a report.
     Train(train::TrainArgs),
     /// Score a trained run again.
     Eval(evaluate::EvalArgs),
-    /// Look for whatever is wrong with the data of a configuration, before training.
-    Check(check::CheckArgs),
     /// Apply a trained run to a file.
     Predict(predict::PredictArgs),
     /// Go on with a text, by a trained language model.
     Generate(generate::GenerateArgs),
     /// Draw where on a slide a trained run looks.
     Heatmap(heatmap::HeatmapArgs),
+    /// List runs with their status and best score.
+    Runs(runs::RunsArgs),
+    /// Put several runs on one page.
+    Compare(compare::CompareArgs),
+    /// Make the report of a run again.
+    Report(report::ReportArgs),
     /// Turn text into files of tokens, or into a new vocabulary.
     Tokenize(tokenize::TokenizeArgs),
     /// Make a run of weights that Hugging Face or state-spaces/mamba wrote.
     Import(import::ImportArgs),
     /// Write the weights of a run for Hugging Face or state-spaces/mamba.
     Export(import::ExportArgs),
+    /// Measure how fast a configuration trains.
+    Bench(bench::BenchArgs),
     /// Data sets that the tasks know.
     Data(data::DataArgs),
+    /// Show what this binary finds on this machine, and test that it computes correctly.
+    Doctor(doctor::DoctorArgs),
+    /// Print the JSON Schema of configurations, for editors.
+    Schema(describe::SchemaArgs),
+    /// Print a script that completes commands in a shell.
+    Completions(describe::CompletionsArgs),
+    /// Write manual pages.
+    Man(describe::ManArgs),
 }
 
 /// Where data sets are looked for.
@@ -109,7 +148,11 @@ fn device_section(text: &str) -> Result<ssm_train::config::DeviceSection, Error>
         message: format!("`{text}` is not a device: expected an index after `:`, got `{index}`"),
         hint: Some("write it as in `cuda:0`".into()),
     })?;
-    Ok(ssm_train::config::DeviceSection { backend: backend.to_owned(), index })
+    Ok(ssm_train::config::DeviceSection {
+        backend: backend.to_owned(),
+        index,
+        ..Default::default()
+    })
 }
 
 /// Bytes of stack of a thread of the pool.
@@ -128,32 +171,69 @@ fn main() -> ExitCode {
 
 fn run() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
-        .with_target(false)
-        .without_time()
-        .init();
+    let screen = Screen::default();
+    // What it holds back is written when it is dropped, at the end.
+    let _profile = match listen(&cli.verb, &screen) {
+        Ok(guard) => guard,
+        Err(error) => return exit(&error),
+    };
     let done = match cli.verb {
-        Verb::Train(args) => train::run(args),
-        Verb::Eval(args) => evaluate::run(args),
+        Verb::Init(args) => init::run(args),
         Verb::Check(args) => check::run(args),
+        Verb::Train(args) => train::run(args, screen),
+        Verb::Eval(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Heatmap(args) => heatmap::run(args),
+        Verb::Runs(args) => runs::run(&args),
+        Verb::Compare(args) => compare::run(&args),
+        Verb::Report(args) => report::run(args),
         Verb::Tokenize(args) => tokenize::run(&args),
         Verb::Import(args) => import::import(&args),
         Verb::Export(args) => import::export(&args),
+        Verb::Bench(args) => bench::run(args),
         Verb::Data(args) => data::run(&args),
+        Verb::Doctor(args) => doctor::run(&args),
+        Verb::Schema(args) => describe::schema(&args),
+        Verb::Completions(args) => describe::completions(&args),
+        Verb::Man(args) => describe::man(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // A closed standard error leaves only the exit code to tell.
-            let _ = writeln!(std::io::stderr(), "{}", error.report());
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => exit(&error),
     }
+}
+
+fn exit(error: &Error) -> ExitCode {
+    // A closed standard error leaves only the exit code to tell.
+    let _ = writeln!(std::io::stderr(), "{}", error.report());
+    ExitCode::from(error.exit_code())
+}
+
+/// Shows messages, and writes the profile that was asked for.
+fn listen(verb: &Verb, screen: &Screen) -> Result<Option<tracing_chrome::FlushGuard>, Error> {
+    let screen = screen.clone();
+    let messages = tracing_subscriber::fmt::layer()
+        .with_writer(move || screen.clone())
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_target(false)
+        .without_time()
+        .with_filter(LevelFilter::INFO);
+    let profile = match verb {
+        Verb::Train(args) => args.profile.as_deref(),
+        _ => None,
+    };
+    let (spans, guard) = match profile {
+        Some(path) => {
+            let file = output::open(path)?;
+            let (layer, guard) = tracing_chrome::ChromeLayerBuilder::new().writer(file).build();
+            let ours = filter_fn(|span| span.is_span() && span.target().starts_with("ssm"));
+            (Some(layer.with_filter(ours)), Some(guard))
+        }
+        None => (None, None),
+    };
+    tracing_subscriber::registry().with(messages).with(spans).init();
+    Ok(guard)
 }
 
 /// Writes text to standard output; a reader that went away (`| head`) is no error.

@@ -1,17 +1,12 @@
 //! `ssm predict`: a trained run applied to a file of the user.
 
-use std::{
-    ffi::OsString,
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use clap::Args;
 use ssm_tasks::{TaskEntry, TaskVisitor, with_task};
 use ssm_train::Error;
 
-use crate::{DeviceArgs, evaluate::task_of, print};
+use crate::{DeviceArgs, evaluate::task_of, output, print};
 
 #[derive(Args)]
 pub(crate) struct PredictArgs {
@@ -49,33 +44,6 @@ impl TaskVisitor for Predict {
         )?;
         let text = T::predict(&config.task, &artifacts, &model, &input)?;
         let Some(output) = output else { return print(&text) };
-        write(&output, &text).map_err(|source| Error::Io {
-            path: output,
-            action: "write".into(),
-            source,
-        })
+        output::write(&output, text.as_bytes())
     }
-}
-
-/// Writes a file whole or not at all: what was there before may be the input.
-fn write(output: &Path, text: &str) -> io::Result<()> {
-    // A link goes on pointing to the file that it names.
-    let path = fs::canonicalize(output).unwrap_or_else(|_| output.to_owned());
-    if path.exists() && !path.is_file() {
-        // A pipe or a terminal has no name to give away.
-        return File::create(&path)?.write_all(text.as_bytes());
-    }
-    let mut unfinished: OsString = path.clone().into_os_string();
-    unfinished.push(".tmp");
-    let written = File::create(&unfinished).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
-    #[expect(clippy::disallowed_methods, reason = "the whole file gets its name")]
-    let named = written.and_then(|()| fs::rename(&unfinished, &path));
-    if named.is_err() {
-        // Should this fail too, the first reason is the one to tell.
-        let _ = fs::remove_file(&unfinished);
-    }
-    named
 }

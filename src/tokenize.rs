@@ -64,7 +64,7 @@ fn read_error(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
 
 fn save_error(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let path = path.to_owned();
-    |source| Error::Save { path, action: "write".into(), source }
+    |source| Error::Save { path, action: "write".into(), saved: None, source }
 }
 
 /// The files below a path in the order of their names.

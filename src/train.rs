@@ -8,6 +8,7 @@ use ssm_tasks::{TASKS, TaskEntry, TaskVisitor, with_task};
 use ssm_train::{
     Error, Summary, TrainOptions,
     config::{self, Config},
+    progress::{Screen, Show},
 };
 
 use crate::{DataDirs, print, print_tables};
@@ -29,8 +30,15 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "BACKEND[:INDEX]")]
     device: Option<String>,
     /// No progress bar.
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with = "tui")]
     quiet: bool,
+    /// Show curves, throughput, memory and remaining time on the whole terminal.
+    #[arg(long)]
+    tui: bool,
+    /// Write a profile of the run (data, forward, backward, optimizer, save) that opens in Perfetto
+    /// or `chrome://tracing`. On a GPU the spans are what the host takes to hand over the work.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) profile: Option<PathBuf>,
     /// Print the result as JSON: scores in full precision, tables, and where the run is.
     #[arg(long)]
     json: bool,
@@ -38,19 +46,22 @@ pub(crate) struct TrainArgs {
     data: DataDirs,
 }
 
-pub(crate) fn run(args: TrainArgs) -> Result<(), Error> {
+pub(crate) fn run(args: TrainArgs, screen: Screen) -> Result<(), Error> {
     let text = config::read(&args.config)?;
     let name = config::task_name(&text, &args.config.display().to_string(), TASKS)?;
-    with_task(&name, Train(args))?
+    with_task(&name, Train(args, screen))?
 }
 
-struct Train(TrainArgs);
+struct Train(TrainArgs, Screen);
 
 impl TaskVisitor for Train {
     type Output = Result<(), Error>;
 
     fn visit<T: TaskEntry>(self) -> Self::Output {
-        let TrainArgs { config, mut overrides, resume, fold, device, quiet, json, data } = self.0;
+        let Self(args, screen) = self;
+        let TrainArgs {
+            config, mut overrides, resume, fold, device, quiet, tui, json, data, ..
+        } = args;
         overrides.extend(fold.map(|fold| format!("run.fold={fold}")));
         if let Some(device) = device {
             let section = crate::device_section(&device)?;
@@ -58,7 +69,12 @@ impl TaskVisitor for Train {
             overrides.push(format!("device.index={}", section.index));
         }
         let config = Config::<T::Config>::load(&config, &overrides)?;
-        let options = TrainOptions { resume, quiet, data_dirs: data.resolve() };
+        let show = match (tui, quiet) {
+            (true, _) => Show::Dashboard(screen),
+            (false, true) => Show::Quiet,
+            (false, false) => Show::Bar,
+        };
+        let options = TrainOptions { resume, show, data_dirs: data.resolve() };
         let summary = ssm_train::train_all::<T>(&config, &options)?;
         if json {
             return print(&format!("{}\n", as_json(&summary)));

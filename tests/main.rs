@@ -7,3 +7,4 @@ mod mistakes;
 mod runs;
 mod slides;
 mod support;
+mod verbs;

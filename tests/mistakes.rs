@@ -1,6 +1,6 @@
 //! What the binary says to mistakes: the whole of standard error, and the exit code.
 
-use std::fs;
+use std::{fs, process::Command};
 
 use crate::support::{DEBUG, Desk, known_hours};
 
@@ -114,7 +114,12 @@ fn a_run_is_neither_overwritten_nor_resumed_as_another() {
     assert_eq!(
         ended.stderr,
         format!(
-            "error: cannot resume `{run}`: `model.s_mamba.d_model` is 32 in the checkpoint and 16 \
+            " WARN the configuration is not the one the run was started with\n\n\
+             key                    was  is now  resume   why\n\
+             ---------------------  ---  ------  -------  ----------------------\n\
+             model.s_mamba.d_model   32      16  refused  the weights do not fit\n\
+             train.steps             10     100  allowed  another length\n\n\
+             error: cannot resume `{run}`: `model.s_mamba.d_model` is 32 in the checkpoint and 16 \
              in the config\nhint: start a new run directory, or restore the value\n"
         )
     );
@@ -175,19 +180,23 @@ fn a_forecast_is_written_whole_or_not_at_all() {
     let run = desk.path("debug").display().to_string();
     let input = desk.put("input.csv", &known_hours(120));
     let output = desk.put("forecast.csv", "what was there before\n");
-    // Nothing can be written where a directory has the name.
-    fs::create_dir(desk.path("forecast.csv.tmp")).unwrap();
-    let predict = ["predict", &run, "--input", &input, "--output", &output];
-    let ended = desk.ssm(&predict);
-    let start = format!("error: cannot write `{output}`: ");
+    // A folder that is not there takes no file.
+    let lost = desk.path("none/forecast.csv").display().to_string();
+    let ended = desk.ssm(&["predict", &run, "--input", &input, "--output", &lost]);
+    let start = format!("error: cannot write `{lost}`: ");
     assert!(ended.stderr.starts_with(&start), "{}", ended.stderr);
     assert_eq!(ended.code, 1);
+
+    let predict = ["predict", &run, "--input", &input, "--output", &output];
+    // Killed by the size limit of a file in the middle of the forecast.
+    let limited = "ulimit -f 1; exec \"$0\" \"$@\"";
+    let mut cut = Command::new("bash");
+    cut.args(["-c", limited, env!("CARGO_BIN_EXE_ssm")]).args(predict);
+    assert!(!cut.status().unwrap().success());
     assert_eq!(fs::read_to_string(&output).unwrap(), "what was there before\n");
 
-    fs::remove_dir(desk.path("forecast.csv.tmp")).unwrap();
     assert_eq!(desk.ssm(&predict).code, 0);
     assert_eq!(fs::read_to_string(&output).unwrap().lines().count(), 1 + 24);
-    assert!(!desk.path("forecast.csv.tmp").exists());
     let printed = desk.ssm(&["predict", &run, "--input", &input, "--output", "/dev/stdout"]);
     assert_eq!(printed.stdout, fs::read_to_string(&output).unwrap());
 }

@@ -28,6 +28,11 @@ impl Desk {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
+    /// The directory itself.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -51,9 +56,14 @@ impl Desk {
 
     /// Runs `ssm` with `arguments` in the root of the repository, without data directories.
     pub(crate) fn ssm(&self, arguments: &[&str]) -> Ended {
+        self.ssm_in(root(), arguments)
+    }
+
+    /// As [`Desk::ssm`], in another directory.
+    pub(crate) fn ssm_in(&self, dir: &Path, arguments: &[&str]) -> Ended {
         let output = Command::new(env!("CARGO_BIN_EXE_ssm"))
             .args(arguments)
-            .current_dir(root())
+            .current_dir(dir)
             .env_remove("SSM_DATA")
             .env("NO_COLOR", "1")
             .output()

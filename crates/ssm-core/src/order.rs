@@ -4,12 +4,13 @@
 //! [`crate::nn::Reordered`] puts one around a whole mixer, `SrMamba` and `BiMamba` one around each branch.
 
 use burn::tensor::{Int, Tensor, TensorData};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ops::pointwise::reverse;
 
 /// In which order a layer reads a sequence.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ScanOrder {
     /// As it is.

@@ -9,4 +9,5 @@ mod pointwise;
 mod recompute;
 mod rms_norm;
 mod selective_scan;
+mod self_test;
 mod support;

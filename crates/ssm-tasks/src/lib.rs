@@ -24,6 +24,9 @@ use crate::{
     lm::generate::{Emit, GenerateRequest},
 };
 
+/// Whether a device computes what it should.
+pub use ssm_core::ops::{SelfTest, self_test};
+
 /// Configuration options of a task.
 pub type OptionsOf<T> = <<T as Task>::Config as TaskConfig>::Options;
 /// Data section of a task.
@@ -35,6 +38,11 @@ pub type ModelOf<T> = <<T as Task>::Config as TaskConfig>::Model;
 pub trait TaskEntry: Task {
     /// Published data sets that the task reads.
     fn known_sets() -> Vec<KnownSet>;
+
+    /// A configuration to begin with, which trains in about a minute on a CPU; not every task has one.
+    fn example() -> Option<Example> {
+        None
+    }
 
     /// The model of a configuration with fresh parameters, without reading any data.
     ///
@@ -117,6 +125,28 @@ pub trait TaskEntry: Task {
         };
         Ok((vec![table], 0))
     }
+}
+
+/// A configuration to begin with, and the data that it needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Example {
+    /// The text of the configuration.
+    pub config: &'static str,
+    /// Data that is not made by the configuration itself.
+    pub data: Option<ExampleData>,
+}
+
+/// A small file of data that this program holds.
+#[derive(Clone, Copy, Debug)]
+pub struct ExampleData {
+    /// Key of the configuration that names the file.
+    pub key: &'static str,
+    /// What the key says, from the directory of the configuration.
+    pub name: &'static str,
+    /// The file, which may be compressed.
+    pub file: &'static str,
+    /// What is in the file.
+    pub bytes: &'static [u8],
 }
 
 /// What to draw a heatmap of.

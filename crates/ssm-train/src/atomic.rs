@@ -62,7 +62,7 @@ pub(crate) fn unfinished(path: &Path) -> PathBuf {
 /// To be used with `map_err` on an operation that writes.
 pub(crate) fn save(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let (action, path) = (action.to_owned(), path.to_owned());
-    move |source| Error::Save { path, action, source }
+    move |source| Error::Save { path, action, source, saved: None }
 }
 
 /// To be used with `map_err` on an operation that reads.

@@ -17,6 +17,7 @@ use burn::{
     store::{ModuleRecord, RecordError},
     tensor::Bytes,
 };
+use burn_pack::{Reader, Writer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -109,17 +110,18 @@ impl Checkpoints {
         position: &Position,
     ) -> Result<(), Error> {
         let path = self.path(position.step);
-        let encode = |bytes: Result<Bytes, RecordError>| {
+        let encode = |bytes: Result<Bytes, String>| {
             bytes.map_err(|error| broken(&path, format!("cannot be encoded: {error}")))
         };
-        let model = encode(model.valid().into_record().into_bytes())?;
-        let optimizer = encode(optimizer.into_bytes())?;
+        let record = model.valid().into_record().into_bytes();
+        let model = encode(record.map_err(|error| error.to_string()))?;
+        let optimizer = encode(in_order(optimizer.into_bytes()))?;
         let state = json(position);
         let files: [(&str, &[u8]); 3] = [(MODEL, &model), (OPTIMIZER, &optimizer), (STATE, &state)];
 
         let unfinished = atomic::unfinished(&path);
-        fs::create_dir_all(&unfinished)
-            .map_err(atomic::save("create the directory", &unfinished))?;
+        // Not with its parents: a run whose directory was taken away is to stop, not to go on in a new one.
+        fs::create_dir(&unfinished).map_err(atomic::save("create the directory", &unfinished))?;
         let mut manifest = Manifest { format: FORMAT, files: BTreeMap::new() };
         for (name, bytes) in files {
             atomic::write(&unfinished.join(name), bytes)?;
@@ -201,12 +203,14 @@ impl Checkpoints {
     /// Damaged ones that are newer are reported as warnings.
     ///
     /// # Errors
-    /// What is wrong with the newest one, if none is intact.
+    /// What is wrong with the newest one, if none is intact; and [`Error::Io`] for one that cannot be
+    /// read: that says nothing of what is in it.
     pub fn load_newest(&self) -> Result<Option<Checkpoint>, Error> {
         let mut first_error = None;
         for step in self.steps()?.into_iter().rev() {
             match self.load(step) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(error @ Error::Io { .. }) => return Err(error),
                 Err(error) => {
                     tracing::warn!("{error}; falling back to the checkpoint before it");
                     first_error.get_or_insert(error);
@@ -275,7 +279,7 @@ impl Checkpoints {
     }
 
     /// What a checkpoint says of the run, unverified; `None` if it cannot be read.
-    fn peek(&self, step: u64) -> Option<Position> {
+    pub(crate) fn peek(&self, step: u64) -> Option<Position> {
         serde_json::from_slice(&read(&self.path(step), STATE).ok()?).ok()
     }
 
@@ -306,6 +310,40 @@ impl Checkpoints {
 }
 
 impl Checkpoint {
+    /// Weights and optimiser as bytes that another replica reads.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for what cannot be encoded.
+    pub(crate) fn pack<M: Module>(
+        model: &M,
+        optimizer: &ModuleOptimizer,
+    ) -> Result<Vec<u8>, Error> {
+        let encoded = |bytes: Result<Bytes, RecordError>| {
+            let path = Path::new("replica 0");
+            bytes.map_err(|error| broken(path, format!("cannot be encoded: {error}")))
+        };
+        let model = encoded(model.valid().into_record().into_bytes())?;
+        let optimizer = encoded(optimizer.into_bytes())?;
+        Ok([&(model.len() as u64).to_le_bytes()[..], &model, &optimizer].concat())
+    }
+
+    /// What [`Checkpoint::pack`] made.
+    pub(crate) fn unpack(bytes: &[u8]) -> Result<Self, Error> {
+        let path = PathBuf::from("replica 0");
+        let cut = bytes.split_at_checked(8).and_then(|(length, rest)| {
+            let length = u64::from_le_bytes(length.try_into().ok()?);
+            rest.split_at_checked(usize::try_from(length).ok()?)
+        });
+        let (model, optimizer) =
+            cut.ok_or_else(|| broken(&path, "has sent other bytes than weights".to_owned()))?;
+        Ok(Self {
+            path,
+            position: Position::start(0),
+            model: model.to_vec(),
+            optimizer: optimizer.to_vec(),
+        })
+    }
+
     /// Where the run stood.
     #[must_use]
     pub fn position(&self) -> &Position {
@@ -348,6 +386,24 @@ impl Checkpoint {
     fn does_not_fit(&self, file: &str, problem: &str) -> Error {
         broken(&self.path, format!("`{file}` does not fit this run: {problem}"))
     }
+}
+
+/// Burn writes the state of an optimiser in the order of a hash table; in the order of names equal
+/// states are equal bytes.
+fn in_order(record: Result<Bytes, RecordError>) -> Result<Bytes, String> {
+    let text = |error: burn_pack::Error| error.to_string();
+    let reader = Reader::from_bytes(record.map_err(|error| error.to_string())?).map_err(text)?;
+    let (scalars, metadata) = (reader.scalars().clone(), reader.metadata().clone());
+    let mut tensors = reader.into_tensors().map_err(text)?;
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut writer = Writer::new(tensors);
+    for (key, value) in &scalars {
+        writer = writer.with_scalar(key, *value);
+    }
+    for (key, value) in &metadata {
+        writer = writer.with_metadata(key, value);
+    }
+    writer.into_bytes().map_err(text)
 }
 
 fn directory_name(step: u64) -> String {

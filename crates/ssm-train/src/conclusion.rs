@@ -1,11 +1,13 @@
 //! The end of a run: the test split, `result.json` and `report.html`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{
     atomic,
-    config::Config,
+    config::{Config, DeviceSection},
     error::Error,
+    folds,
+    loading::{self, load_model},
     logging,
     plan::Plan,
     position::{Best, Position},
@@ -63,7 +65,7 @@ pub(crate) fn conclude<T: Task>(
             let checkpoint = run.checkpoints().load(position.best_or_last())?;
             let model = checkpoint.model(model.clone())?;
             tracing::info!("scoring step {} on the test split", position.best_or_last());
-            let outcome = task.conclude(&model)?;
+            let outcome = tracing::trace_span!("conclude").in_scope(|| task.conclude(&model))?;
             let result = RunResult::new(position.step, position.best_or_last(), &outcome);
             write_report(config, run, task, position, outcome)?;
             // Last: where it is, the run is concluded.
@@ -79,6 +81,37 @@ pub(crate) fn conclude<T: Task>(
         stopped_early: position.out_of_patience(config.train.patience) && !plan.ends(position.step),
         result,
     })
+}
+
+/// Makes the report of a run, or of its folds, again from what the run left; returns where it is.
+///
+/// A run that is over is scored once more, for its figures: its data has to be there. One that is not
+/// gets a page of its training so far.
+///
+/// # Errors
+/// As [`load_model`], [`Error::RunInUse`] for a run that another process works on,
+/// and [`Error::Save`].
+pub fn rebuild<T: Task>(
+    run_dir: &Path,
+    device: Option<&DeviceSection>,
+    data_dirs: Vec<PathBuf>,
+) -> Result<PathBuf, Error> {
+    let config = loading::config_of::<T::Config>(run_dir)?;
+    let n_folds = T::n_folds(&config.task, &config.data, &data_dirs)?;
+    if n_folds > 1 && config.run.fold.is_none() {
+        return Ok(folds::conclude::<T>(&config, run_dir, n_folds)?.report);
+    }
+    let run = RunDir::open(run_dir, true)?;
+    let newest = run.checkpoints().load_newest()?.ok_or_else(|| Error::Checkpoint {
+        path: run_dir.to_owned(),
+        message: "there is none yet".into(),
+        hint: Some("train the run first".into()),
+    })?;
+    let is_over = RunResult::load(&run.result()).is_some();
+    let (config, task, model) = load_model::<T>(run_dir, device, data_dirs)?;
+    let outcome = if is_over { task.conclude(&model)? } else { Outcome::default() };
+    write_report(&config, &run, &task, newest.position(), outcome)?;
+    Ok(run.report())
 }
 
 fn write_report<T: Task>(

@@ -1,10 +1,12 @@
 //! From the words of `[device]` to a Burn device: the only place that names backends.
 
-use burn::tensor::Device;
+use std::fmt;
+
 #[cfg(feature = "cube")]
 use burn::tensor::DeviceType;
+use burn::tensor::{DType, Device};
 
-use crate::error::Error;
+use crate::{error::Error, machine};
 
 /// A backend that a configuration can name.
 struct Backend {
@@ -87,8 +89,93 @@ pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
     }
 }
 
+/// Whether a backend computes on the processor.
+pub(crate) fn is_processor(backend: &str) -> bool {
+    PROCESSORS.contains(&backend)
+}
+
+/// The first backend for processors that is compiled in.
+#[must_use]
+pub fn processor() -> Option<&'static str> {
+    let mut compiled = BACKENDS.iter().filter(|backend| backend.compiled).map(|b| b.name);
+    compiled.find(|name| PROCESSORS.contains(name))
+}
+
+/// Backends that compute on the processor.
+const PROCESSORS: [&str; 2] = ["flex", "ndarray"];
+
+/// A device of this machine that this binary can use; displayed as a configuration names it.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Name of the backend.
+    pub backend: &'static str,
+    /// Which of its devices.
+    pub index: usize,
+    /// The device.
+    pub device: Device,
+}
+
+/// Every device of every backend that is compiled in.
+#[must_use]
+pub fn all() -> Vec<Found> {
+    #[cfg(feature = "cube")]
+    keep_kernels();
+    let compiled = BACKENDS.iter().filter(|backend| backend.compiled).map(|b| b.name);
+    let devices =
+        compiled.flat_map(|backend| (0..count(backend)).map(move |index| (backend, index)));
+    devices
+        .filter_map(|(backend, index)| {
+            Some(Found { backend, index, device: open(backend, index).ok()? })
+        })
+        .collect()
+}
+
+impl Found {
+    fn is_processor(&self) -> bool {
+        PROCESSORS.contains(&self.backend)
+    }
+
+    /// Name of the processor or of the card, where it is known.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        if self.is_processor() {
+            return machine::processor();
+        }
+        #[cfg(feature = "cube")]
+        let name = self.device.identity().map(|identity| identity.name);
+        #[cfg(not(feature = "cube"))]
+        let name = None;
+        name
+    }
+
+    /// Float types that it computes in, widest first.
+    #[must_use]
+    pub fn float_types(&self) -> Vec<&'static str> {
+        let types =
+            [("f64", DType::F64), ("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)];
+        let held = types.into_iter().filter(|(_, dtype)| self.device.supports_dtype(*dtype));
+        held.map(|(name, _)| name).collect()
+    }
+
+    /// Memory in bytes, where it is known.
+    #[must_use]
+    pub fn memory(&self) -> Option<u64> {
+        if self.is_processor() { machine::memory() } else { None }
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if count(self.backend) > 1 {
+            return write!(f, "{}:{}", self.backend, self.index);
+        }
+        f.write_str(self.backend)
+    }
+}
+
 /// Devices of a backend that is compiled in; 0 for one that is not.
-fn count(backend: &str) -> usize {
+#[must_use]
+pub fn count(backend: &str) -> usize {
     match backend {
         // Both CPU backends use the whole machine and have nothing to count.
         "flex" | "ndarray" => 1,

@@ -46,7 +46,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file of the run that cannot be written; the disk is full more often than not.
-    #[error("cannot {action} `{}`", path.display())]
+    #[error("cannot {action} `{}`{}", path.display(), after_step(.saved))]
     Save {
         /// The file or directory.
         path: PathBuf,
@@ -54,6 +54,8 @@ pub enum Error {
         action: String,
         /// What the system said.
         source: io::Error,
+        /// Step of the newest checkpoint, once the run has begun to train.
+        saved: Option<u64>,
     },
     /// A checkpoint that is incomplete, damaged or of another format.
     #[error("checkpoint `{}`: {message}", path.display())]
@@ -114,6 +116,16 @@ pub enum Error {
         /// What to try.
         hint: Option<String>,
     },
+    /// Another replica of the run stopped or lost its connection.
+    #[error("replica {rank} of {size} is gone: {message}")]
+    Replica {
+        /// Which one, counted from 0.
+        rank: usize,
+        /// Number of replicas.
+        size: usize,
+        /// Why, as far as it is known.
+        message: String,
+    },
     /// The user or the system asked the process to stop; the run was saved and can be resumed.
     #[error("interrupted by signal {signal} at step {step}")]
     Interrupted {
@@ -132,6 +144,16 @@ impl Error {
     pub fn issues(origin: &str, issues: Vec<Issue>) -> Self {
         let diagnostics = issues.into_iter().map(|issue| Diagnostic::unplaced(origin, issue));
         Self::Config { diagnostics: diagnostics.collect() }
+    }
+
+    /// The same with the step that the run can go on from, where it stopped because it could not be
+    /// saved.
+    #[must_use]
+    pub(crate) fn after(mut self, step: Option<u64>) -> Self {
+        if let Self::Save { saved, .. } = &mut self {
+            *saved = step;
+        }
+        self
     }
 
     /// What the user can do about it, as one line without `hint:`.
@@ -170,7 +192,9 @@ impl Error {
             Self::ResumeMismatch { .. } => {
                 Some("start a new run directory, or restore the value".into())
             }
-            Self::Interrupted { .. } => Some("continue with `--resume`".into()),
+            Self::Interrupted { .. } | Self::Replica { .. } => {
+                Some("continue with `--resume`".into())
+            }
         }
     }
 
@@ -192,6 +216,7 @@ impl Error {
             | Self::Checkpoint { .. }
             | Self::RunInUse { .. }
             | Self::Device { .. }
+            | Self::Replica { .. }
             | Self::NonFinite { .. } => 1,
         }
     }
@@ -219,6 +244,10 @@ fn join(diagnostics: &[Diagnostic]) -> String {
     texts.join("\n\nerror: ")
 }
 
+fn after_step(saved: &Option<u64>) -> String {
+    saved.map(|step| format!(" (step {step} is saved)")).unwrap_or_default()
+}
+
 fn by_process(pid: &Option<u32>) -> String {
     pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
 }
@@ -231,13 +260,15 @@ mod tests {
     fn reports_hold_the_message_the_cause_and_the_hint() {
         let full = io::Error::from(io::ErrorKind::StorageFull);
         let path = PathBuf::from("runs/x/model.bin");
-        let error = Error::Save { path, action: "write".into(), source: full };
+        let error = Error::Save { path, action: "write".into(), source: full, saved: None };
         assert_eq!(
             error.report(),
             "error: cannot write `runs/x/model.bin`: no storage space\n\
              hint: free some space, then continue with `--resume`"
         );
         assert_eq!(error.exit_code(), 3);
+        let first = "error: cannot write `runs/x/model.bin` (step 14 is saved): no storage space";
+        assert_eq!(error.after(Some(14)).report().lines().next(), Some(first));
 
         let error = Error::ResumeMismatch {
             dir: "runs/ettm1".into(),

@@ -13,17 +13,16 @@ use crate::{
     conclusion::Summary,
     config::{Config, Issue},
     error::Error,
-    logging,
-    report::{self, Figure, RunReport, Series, Table, thin},
+    logging, overview,
+    report::{self, Figure, RunReport, Table},
     result::RunResult,
     run_dir::{self, RunDir},
     task::{Metrics, Outcome, Task, TaskConfig},
     trainer::{TrainOptions, train},
 };
 
-/// Curves that a figure over folds shows at most, and points of each.
+/// Curves that a figure over folds shows at most.
 const MAX_CURVES: usize = 10;
-const MAX_POINTS: usize = 200;
 
 /// As [`train`], for a task with folds all of them, or the one that `run.fold` names.
 ///
@@ -87,7 +86,8 @@ fn load(run: &Path, fold: usize) -> Option<RunResult> {
     RunResult::load(&run.join(name(fold)).join("result.json"))
 }
 
-fn conclude<T: Task>(
+/// Combines the results of all folds; writes the report and the result of the whole.
+pub(crate) fn conclude<T: Task>(
     config: &Config<T::Config>,
     run: &Path,
     n_folds: usize,
@@ -145,49 +145,19 @@ fn page<T: Task>(
 
 /// Training loss and validation scores, one curve a fold.
 fn training_curves(run: &Path, n_folds: usize) -> Result<Vec<Figure>, Error> {
-    let mut by_title: Vec<(String, Vec<Series>)> = Vec::new();
+    let mut logs = Vec::new();
     for fold in 0..n_folds.min(MAX_CURVES) {
-        let path: PathBuf = run.join(name(fold)).join("metrics.jsonl");
-        for figure in report::training_figures(&logging::rows(&path)?) {
-            let panels = match figure {
-                Figure::Panels { panels, .. } => panels,
-                other => vec![other],
-            };
-            for panel in panels {
-                let Figure::Lines { title, series, .. } = panel else { continue };
-                for Series { name: curve, points } in series {
-                    let title = if curve == title || title.ends_with(&curve) {
-                        title.clone()
-                    } else {
-                        format!("{title}: {curve}")
-                    };
-                    let points = thin(&points, MAX_POINTS);
-                    let series = Series { name: name(fold), points };
-                    match by_title.iter_mut().find(|(known, _)| *known == title) {
-                        Some((_, all)) => all.push(series),
-                        None => by_title.push((title, vec![series])),
-                    }
-                }
-            }
-        }
+        let path: PathBuf = run.join(name(fold)).join(run_dir::METRICS);
+        logs.push((name(fold), logging::rows(&path)?));
     }
-    by_title.retain(|(title, _)| title != "Learning rate");
-    if by_title.is_empty() {
-        return Ok(Vec::new());
+    let logs: Vec<_> = logs.iter().map(|(name, rows)| (name.clone(), rows.as_slice())).collect();
+    let mut figures = overview::panels(&logs);
+    if let [Figure::Panels { note, .. }] = &mut figures[..]
+        && n_folds > MAX_CURVES
+    {
+        *note = format!("The first {MAX_CURVES} of {n_folds} folds.");
     }
-    let panels = by_title.into_iter().map(|(title, series)| Figure::Lines {
-        title,
-        x_label: "optimiser steps".to_owned(),
-        y_label: String::new(),
-        series,
-        note: String::new(),
-    });
-    let note = if n_folds > MAX_CURVES {
-        format!("The first {MAX_CURVES} of {n_folds} folds.")
-    } else {
-        String::new()
-    };
-    Ok(vec![Figure::Panels { title: "Training".to_owned(), panels: panels.collect(), note }])
+    Ok(figures)
 }
 
 /// Every score of every fold, with mean and standard deviation.

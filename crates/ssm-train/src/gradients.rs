@@ -3,10 +3,10 @@
 use burn::{
     module::{Module, ModuleVisitor, Param},
     optim::{GradientsAccumulator, GradientsParams},
-    tensor::{DType, Device, ExecutionError, Tensor},
+    tensor::{DType, Device, ExecutionError, Tensor, TensorData},
 };
 
-use crate::{error::Error, task::Loss};
+use crate::{collective::Collective, error::Error, task::Loss};
 
 /// Whether tensors of `device` live in host memory, so that reading one as a slice copies nothing.
 ///
@@ -20,6 +20,8 @@ pub(crate) fn is_host(device: &Device) -> bool {
 pub(crate) struct Accumulation<M> {
     sum: GradientsAccumulator<M>,
     losses: Vec<(Tensor<1>, f64)>,
+    /// Sum of losses by weight, and of weights, once several replicas have told theirs.
+    shared: Option<[f64; 2]>,
     /// Whether more than one micro-batch is expected.
     several: bool,
 }
@@ -39,7 +41,7 @@ pub(crate) struct Gradient {
 impl<M: Module> Accumulation<M> {
     pub(crate) fn new(micro_batches: u64) -> Self {
         let sum = GradientsAccumulator::new();
-        Self { sum, losses: Vec::new(), several: micro_batches > 1 }
+        Self { sum, losses: Vec::new(), shared: None, several: micro_batches > 1 }
     }
 
     /// Differentiates a micro-batch and adds its gradient, weighted by its samples.
@@ -49,6 +51,42 @@ impl<M: Module> Accumulation<M> {
         let scaled = if self.several { mean.mul_scalar(weight) } else { mean };
         let grads = scaled.backward();
         self.sum.accumulate(model, GradientsParams::from_grads(grads, model));
+    }
+
+    /// Sum of the losses by weight, and of the weights.
+    pub(crate) fn numbers(&self) -> Result<[f64; 2], ExecutionError> {
+        if self.losses.is_empty() {
+            return Ok([0.0; 2]);
+        }
+        let losses = self.losses.iter().map(|(loss, _)| loss.clone());
+        Ok(self.weighted(&read(losses.collect())?))
+    }
+
+    fn weighted(&self, losses: &[f64]) -> [f64; 2] {
+        let total = losses.iter().zip(&self.losses).map(|(loss, (_, weight))| loss * weight);
+        [total.sum(), self.losses.iter().map(|(_, weight)| weight).sum()]
+    }
+
+    /// Adds up what all replicas have; `numbers` are those of this one.
+    pub(crate) fn share(
+        &mut self,
+        model: &M,
+        mut numbers: [f64; 2],
+        collective: &dyn Collective,
+    ) -> Result<(), Error> {
+        let mut values = Vec::new();
+        if !self.losses.is_empty() {
+            let mut gather = Gather { params: self.sum.grads(), values: Vec::new() };
+            model.visit(&mut gather);
+            values = gather.values;
+        }
+        collective.sum(&mut values, &mut numbers)?;
+        let mut spread = Spread { params: GradientsParams::new(), values: &values };
+        model.visit(&mut spread);
+        self.sum = GradientsAccumulator::new();
+        self.sum.accumulate(model, spread.params);
+        self.shared = Some(numbers);
+        Ok(())
     }
 
     /// The mean gradient, scaled down to `clip_norm` where it is longer.
@@ -62,14 +100,16 @@ impl<M: Module> Accumulation<M> {
         clip_norm: Option<f64>,
         on_host: bool,
     ) -> Result<Gradient, ExecutionError> {
-        let weight: f64 = self.losses.iter().map(|(_, weight)| weight).sum();
         let mut params = self.sum.grads();
-        let (losses, squares) = if on_host {
+        let ([total, weight], squares) = if on_host {
             let mut measure = SquareOnHost { params: &mut params, sum: 0.0 };
             model.visit(&mut measure);
             let squares = measure.sum;
-            let losses = self.losses.iter().map(|(loss, _)| loss.clone());
-            (read(losses.collect())?, squares)
+            (self.shared.map_or_else(|| self.numbers(), Ok)?, squares)
+        } else if let Some(numbers) = self.shared {
+            let mut measure = SquareOnDevice { params: &params, sums: Vec::new() };
+            model.visit(&mut measure);
+            (numbers, read(measure.sums)?.iter().sum())
         } else {
             let mut measure = SquareOnDevice { params: &params, sums: Vec::new() };
             model.visit(&mut measure);
@@ -77,7 +117,7 @@ impl<M: Module> Accumulation<M> {
             let losses = self.losses.iter().map(|(loss, _)| loss.clone().cast(DType::F32));
             let mut numbers = read(losses.chain(measure.sums).collect())?;
             let squares = numbers.split_off(n).iter().sum();
-            (numbers, squares)
+            (self.weighted(&numbers), squares)
         };
         let divisor = if self.several { weight } else { 1.0 };
         let norm = squares.sqrt() / divisor;
@@ -86,7 +126,6 @@ impl<M: Module> Accumulation<M> {
         if factor != 1.0 {
             model.visit(&mut Scale { params: &mut params, factor });
         }
-        let total: f64 = losses.iter().zip(&self.losses).map(|(loss, (_, w))| loss * w).sum();
         Ok(Gradient { params, loss: total / weight, norm, weight })
     }
 }
@@ -119,6 +158,47 @@ fn first_non_finite<M: Module>(model: &M, params: &GradientsParams) -> Option<St
 fn read(scalars: Vec<Tensor<1>>) -> Result<Vec<f64>, ExecutionError> {
     let data = Tensor::cat(scalars, 0).try_into_data()?;
     Ok(data.iter::<f64>().collect())
+}
+
+/// All gradients in one row on the host, each behind a one, or a zero if a parameter has none.
+struct Gather {
+    params: GradientsParams,
+    values: Vec<f32>,
+}
+
+impl ModuleVisitor for Gather {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        match self.params.remove::<D>(param.id) {
+            Some(grad) => {
+                self.values.push(1.0);
+                self.values.extend(grad.into_data().iter::<f32>());
+            }
+            None => {
+                self.values.push(0.0);
+                self.values.resize(self.values.len() + param.val().shape().num_elements(), 0.0);
+            }
+        }
+    }
+}
+
+/// Takes such a row apart.
+struct Spread<'a> {
+    params: GradientsParams,
+    values: &'a [f32],
+}
+
+impl ModuleVisitor for Spread<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let like = param.val().inner();
+        let (held, rest) = self.values.split_at(1);
+        let (grad, rest) = rest.split_at(like.shape().num_elements());
+        self.values = rest;
+        if held[0] > 0.0 {
+            let data = TensorData::new(grad.to_vec(), like.shape());
+            let grad = Tensor::from_data(data, (&like.device(), like.dtype()));
+            self.params.register::<D>(param.id, grad);
+        }
+    }
 }
 
 struct SquareOnHost<'a> {

@@ -6,21 +6,26 @@
 //! | module | what it answers |
 //! |---|---|
 //! | [`config`] | what was asked for, and what is wrong with it |
-//! | [`device`] | what computes |
+//! | [`device`], [`machine`] | what computes |
 //! | [`plan`], [`schedule`] | what happens at which step, as pure functions |
 //! | [`trainer`] | the loop |
+//! | [`mod@bench`] | what it will cost |
+//! | `collective` | how several devices train one model |
+//! | [`progress`] | what is seen of it while it runs |
 //! | [`folds`] | several runs that are reported together |
 //! | [`adam`], [`optim`] | how gradients become updates |
 //! | [`checkpoint`], [`position`] | how a run survives anything |
 //! | [`run_dir`], [`logging`], [`result`] | what a run leaves behind |
-//! | [`report`] | what it shows |
+//! | [`report`], [`overview`] | what it shows, alone and beside others |
 //! | [`loading`] | how a finished run is used |
 //! | [`adopt()`] | how weights of another program become a run |
 
 pub mod adam;
 mod adopt;
 mod atomic;
+pub mod bench;
 pub mod checkpoint;
+mod collective;
 pub mod conclusion;
 pub mod config;
 pub mod device;
@@ -30,16 +35,19 @@ mod gradients;
 mod interrupt;
 pub mod loading;
 pub mod logging;
+pub mod machine;
 pub mod optim;
+pub mod overview;
 pub mod plan;
 pub mod position;
-mod progress;
+pub mod progress;
 pub mod report;
 pub mod result;
 mod resume;
 pub mod run_dir;
 pub mod schedule;
 pub mod task;
+mod tensorboard;
 pub mod trainer;
 
 pub use self::{

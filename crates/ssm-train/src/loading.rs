@@ -96,7 +96,7 @@ pub fn restore_model<C: TaskConfig, M: Module>(
 }
 
 /// The configuration that a run was started with.
-fn config_of<C: TaskConfig>(run_dir: &Path) -> Result<Config<C>, Error> {
+pub(crate) fn config_of<C: TaskConfig>(run_dir: &Path) -> Result<Config<C>, Error> {
     let text = run_dir::config_text(run_dir)?;
     let origin = run_dir.join("config.toml").display().to_string();
     Config::<C>::parse(&text, &origin, &[])

@@ -12,7 +12,7 @@ use std::{
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{atomic, error::Error, position::MetricsEnd, task::Metrics};
+use crate::{atomic, error::Error, position::MetricsEnd, task::Metrics, tensorboard::EventFile};
 
 /// A line on training.
 #[derive(Clone, Debug, Serialize)]
@@ -57,16 +57,19 @@ pub struct MetricsLog {
     path: PathBuf,
     file: File,
     end: MetricsEnd,
+    /// The same lines for TensorBoard, if they are asked for.
+    events: Option<EventFile>,
 }
 
 impl MetricsLog {
     /// Opens the file and cuts off what comes after `end`.
     ///
-    /// A file shorter than `end` (it was edited or lost) keeps its whole lines, with a warning.
+    /// A file shorter than `end` (it was edited or lost) keeps its whole lines, with a warning. With
+    /// `tensorboard` every line is also written to an event file beside the log.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Save`].
-    pub fn open(path: &Path, end: MetricsEnd) -> Result<Self, Error> {
+    pub fn open(path: &Path, end: MetricsEnd, tensorboard: bool) -> Result<Self, Error> {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).read(true).write(true);
         let mut file = options.open(path).map_err(atomic::save("write", path))?;
@@ -82,7 +85,9 @@ impl MetricsLog {
         }
         let cut = file.set_len(found.bytes).and_then(|()| file.seek(SeekFrom::End(0)));
         cut.map_err(atomic::save("truncate", path))?;
-        Ok(Self { path: path.to_owned(), file, end: found })
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let events = tensorboard.then(|| EventFile::open(folder, &rows(path)?)).transpose()?;
+        Ok(Self { path: path.to_owned(), file, end: found, events })
     }
 
     /// Appends a line.
@@ -98,7 +103,12 @@ impl MetricsLog {
             self.end.rows += 1;
             Ok(())
         });
-        written.map_err(atomic::save("write", &self.path))
+        written.map_err(atomic::save("write", &self.path))?;
+        if let Some(events) = &mut self.events {
+            let row = serde_json::to_value(row).map_err(std::io::Error::from);
+            events.append(&row.map_err(atomic::save("write", &self.path))?)?;
+        }
+        Ok(())
     }
 
     /// Where the last line ends; whether the disk has it is another matter.

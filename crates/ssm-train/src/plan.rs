@@ -23,6 +23,13 @@ pub fn step_seed(seed: u64, step: u64) -> u64 {
     rng.next_u64()
 }
 
+/// Seed of the random numbers of a micro-batch of a step, both counted from 0: who computes it, and
+/// after what, makes no difference. The first of a step has the seed of the step.
+#[must_use]
+pub fn micro_batch_seed(seed: u64, step: u64, place: u64) -> u64 {
+    step_seed(seed.wrapping_add(place.wrapping_mul(0x9e37_79b9_7f4a_7c15)), step)
+}
+
 /// Lengths of a run in optimiser steps. Everything it says is a pure function of the step.
 ///
 /// A step takes `accumulate` micro-batches. The last one of an epoch takes those that are left, so
@@ -138,7 +145,7 @@ mod tests {
 
     fn plan(train: TrainSection, every_steps: Option<u64>) -> Plan {
         let checkpoint = CheckpointSection { every_steps, ..CheckpointSection::default() };
-        Plan::new(&train, &checkpoint, &LogSection { every_steps: 4 }, 10)
+        Plan::new(&train, &checkpoint, &LogSection { every_steps: 4, tensorboard: false }, 10)
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use serde::Deserialize;
-use toml::{Table, Value};
+use toml::Value;
 
 use crate::{
-    config::{Config, Optim, Schedule, TrainSection},
+    config::{self, Config, Optim, Schedule, TrainSection},
     error::Error,
     plan::{self, Plan},
     report,
@@ -14,55 +14,121 @@ use crate::{
     task::TaskConfig,
 };
 
-/// Keys that the weights, the data order or the place in it depend on; a table stands for all keys
-/// in it.
-const FIXED: [&str; 6] =
-    ["task", "data", "model", "train.batch_size", "train.accumulate", "run.seed"];
+/// What becomes of a run that goes on with another value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rule {
+    /// The run goes on as if it had always had the new value, or the value does not touch its numbers.
+    Allowed,
+    /// The run goes on, but ends as neither configuration alone would have ended.
+    Warned,
+    /// The run cannot go on.
+    Refused,
+}
 
-/// Keys that may change without a word of their own: they change how long the run is, what is
-/// kept of it, and what memory it takes. What another length does to the learning rate is said by [`changed_rates`].
-const FREE: [&str; 9] = [
-    "run.name",
-    "run.dir",
-    "train.epochs",
-    "train.steps",
-    "train.patience",
-    "train.eval_batch_size",
-    "train.recompute",
-    "checkpoint",
-    "log",
+/// Every key of a configuration and what a change of it means; a table stands for all keys in it, and
+/// the longest entry counts.
+const RULES: [(&str, Rule, &str); 23] = [
+    ("run.name", Rule::Allowed, "the directory was renamed"),
+    ("run.dir", Rule::Allowed, "the directory was moved"),
+    ("run.seed", Rule::Refused, "data order and random numbers come from it"),
+    ("run.fold", Rule::Refused, "another fold has other splits"),
+    ("device", Rule::Warned, "not bit-exact from here on"),
+    ("device.replicas", Rule::Allowed, "the result does not depend on it"),
+    ("task", Rule::Refused, "another task"),
+    ("data", Rule::Refused, "other samples"),
+    ("model", Rule::Refused, "the weights do not fit"),
+    ("optim", Rule::Warned, "holds from here on"),
+    ("schedule", Rule::Warned, "holds from here on"),
+    ("train.epochs", Rule::Allowed, "another length"),
+    ("train.steps", Rule::Allowed, "another length"),
+    ("train.patience", Rule::Allowed, "another end"),
+    ("train.batch_size", Rule::Refused, "the place in the data is counted in batches"),
+    ("train.accumulate", Rule::Refused, "the place in the data is counted in steps"),
+    ("train.eval_batch_size", Rule::Allowed, "scores do not depend on it"),
+    ("train.eval_every_steps", Rule::Warned, "holds from here on"),
+    ("train.clip_norm", Rule::Warned, "holds from here on"),
+    ("train.recompute", Rule::Allowed, "the same gradients"),
+    ("train", Rule::Warned, "holds from here on"),
+    ("checkpoint", Rule::Allowed, "what is kept"),
+    ("log", Rule::Allowed, "what is written down"),
 ];
+
+/// A key whose value is another one than when the run was started.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Difference {
+    key: String,
+    was: String,
+    is: String,
+    rule: Rule,
+    why: &'static str,
+}
 
 /// Compares the configuration that a run was started with to the one to go on with.
 ///
-/// Returns a sentence for every change that is allowed but makes the run another one than either
-/// configuration alone would give, such as a new learning rate.
-///
 /// # Errors
-/// [`Error::ResumeMismatch`] for the first key that must not change.
-pub(crate) fn compare(dir: &Path, old: &str, new: &str) -> Result<Vec<String>, Error> {
+/// [`Error::Checkpoint`] for one that cannot be understood.
+pub(crate) fn compare(dir: &Path, old: &str, new: &str) -> Result<Vec<Difference>, Error> {
     let (old, new) = (values(dir, old)?, values(dir, new)?);
-    let mut changes = Vec::new();
     let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
     keys.sort_unstable();
     keys.dedup();
+    let mut differences = Vec::new();
     let optimizers = [&old, &new].map(variant_of_optim);
     if optimizers[0] != optimizers[1] {
-        let [checkpoint, config] = optimizers.map(str::to_owned);
-        return Err(mismatch(dir, "optim", checkpoint, config));
+        let [was, is] = optimizers.map(str::to_owned);
+        let why = "its state belongs to the other";
+        differences.push(Difference { key: "optim".into(), was, is, rule: Rule::Refused, why });
+        keys.retain(|key| !within(key, "optim"));
     }
     for key in keys {
         let (before, after) = (old.get(key), new.get(key));
-        if before == after || within(key, &FREE) {
-            continue;
+        if before != after {
+            let text = |value: Option<&Value>| value.map_or("absent".to_owned(), Value::to_string);
+            let (rule, why) = rule_of(key);
+            let (was, is) = (text(before), text(after));
+            differences.push(Difference { key: key.clone(), was, is, rule, why });
         }
-        let text = |value: Option<&Value>| value.map_or("absent".to_owned(), Value::to_string);
-        if within(key, &FIXED) {
-            return Err(mismatch(dir, key, text(before), text(after)));
-        }
-        changes.push(format!("`{key}` was {} and is now {}", text(before), text(after)));
     }
-    Ok(changes)
+    Ok(differences)
+}
+
+/// A key that no rule names is not one to go on with.
+fn rule_of(key: &str) -> (Rule, &'static str) {
+    let named = RULES.iter().filter(|(prefix, ..)| within(key, prefix));
+    let longest = named.max_by_key(|(prefix, ..)| prefix.len());
+    longest.map_or((Rule::Refused, "unknown"), |(_, rule, why)| (*rule, *why))
+}
+
+/// The error of the first difference that a run cannot go on with.
+pub(crate) fn refusal(dir: &Path, differences: &[Difference]) -> Option<Error> {
+    let first = differences.iter().find(|difference| difference.rule == Rule::Refused)?;
+    Some(mismatch(dir, &first.key, first.was.clone(), first.is.clone()))
+}
+
+/// All differences for the user, with what they lead to; the worst first.
+pub(crate) fn table(differences: &[Difference]) -> report::Table {
+    let mut sorted: Vec<&Difference> = differences.iter().collect();
+    sorted.sort_by_key(|difference| std::cmp::Reverse(difference.rule));
+    let row = |difference: &Difference| {
+        let Difference { key, was, is, rule, why } = difference;
+        let rule = match rule {
+            Rule::Allowed => "allowed",
+            Rule::Warned => "warned",
+            Rule::Refused => "refused",
+        };
+        vec![key.clone(), was.clone(), is.clone(), rule.to_owned(), (*why).to_owned()]
+    };
+    report::Table {
+        title: String::new(),
+        columns: ["key", "was", "is now", "resume", "why"].map(str::to_owned).to_vec(),
+        rows: sorted.into_iter().map(row).collect(),
+        note: String::new(),
+    }
+}
+
+/// Whether one of the changes makes the run another one than either configuration alone would give.
+pub(crate) fn is_notable(differences: &[Difference]) -> bool {
+    differences.iter().any(|difference| difference.rule > Rule::Allowed)
 }
 
 /// Compares the data files that a run was started with to those that are there now.
@@ -106,7 +172,7 @@ pub(crate) fn changed_route(old: &Session, new: &Session) -> Vec<String> {
     ];
     let changed = parts.into_iter().filter(|(_, old, new)| !old.is_empty() && old != new);
     let say = |(what, old, new): (&str, &String, &String)| {
-        format!("{what} was `{old}` and is now `{new}`: the last bits of the results may differ")
+        format!("{what} was `{old}` and is now `{new}`: from here on the run is not bit-exact")
     };
     changed.map(say).collect()
 }
@@ -173,11 +239,9 @@ fn mismatch(dir: &Path, key: &str, checkpoint: String, config: String) -> Error 
     Error::ResumeMismatch { dir: dir.to_owned(), key: key.to_owned(), checkpoint, config }
 }
 
-/// Whether `key` is one of `keys` or inside of one.
-fn within(key: &str, keys: &[&str]) -> bool {
-    keys.iter().any(|prefix| {
-        key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    })
+/// Whether `key` is `prefix` or inside of it.
+fn within(key: &str, prefix: &str) -> bool {
+    key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn variant_of_optim(values: &BTreeMap<String, Value>) -> &str {
@@ -187,10 +251,7 @@ fn variant_of_optim(values: &BTreeMap<String, Value>) -> &str {
 
 /// Every value by its full key.
 fn values(dir: &Path, text: &str) -> Result<BTreeMap<String, Value>, Error> {
-    let table: Table = text.parse().map_err(|error| unreadable(dir, &error))?;
-    let mut values = BTreeMap::new();
-    flatten("", &table, &mut values);
-    Ok(values)
+    config::values(text).map_err(|error| unreadable(dir, &error))
 }
 
 fn unreadable(dir: &Path, error: &toml::de::Error) -> Error {
@@ -198,19 +259,6 @@ fn unreadable(dir: &Path, error: &toml::de::Error) -> Error {
         path: dir.to_owned(),
         message: format!("its `config.toml` cannot be understood: {}", error.message()),
         hint: Some("restore the file: it says what the run was started with".into()),
-    }
-}
-
-fn flatten(prefix: &str, table: &Table, values: &mut BTreeMap<String, Value>) {
-    for (key, value) in table {
-        let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-        match value {
-            // An empty table is a value: it names a variant without fields.
-            Value::Table(table) if !table.is_empty() => flatten(&key, table, values),
-            value => {
-                values.insert(key, value.clone());
-            }
-        }
     }
 }
 
@@ -227,7 +275,17 @@ mod tests {
 
     fn change(from: &str, to: &str) -> Result<Vec<String>, String> {
         assert!(OLD.contains(from));
-        compare(Path::new("runs/x"), OLD, &OLD.replace(from, to)).map_err(|error| error.report())
+        let dir = Path::new("runs/x");
+        let differences = compare(dir, OLD, &OLD.replace(from, to)).unwrap();
+        match refusal(dir, &differences) {
+            Some(error) => Err(error.report()),
+            None => {
+                let notable = differences.iter().filter(|one| one.rule == Rule::Warned);
+                Ok(notable
+                    .map(|one| format!("{} was {}, is {}", one.key, one.was, one.is))
+                    .collect())
+            }
+        }
     }
 
     #[test]
@@ -265,8 +323,44 @@ mod tests {
 
     #[test]
     fn other_changes_are_said() {
-        let said = vec!["`optim.adam.lr` was 0.001 and is now 0.1".to_owned()];
+        let said = vec!["optim.adam.lr was 0.001, is 0.1".to_owned()];
         assert_eq!(change("lr = 1e-3", "lr = 0.1"), Ok(said));
+    }
+
+    #[test]
+    fn all_differences_are_in_one_table_the_worst_first() {
+        let new = OLD.replace("lr = 1e-3", "lr = 0.1").replace("epochs = 2", "epochs = 3");
+        let differences =
+            compare(Path::new("x"), OLD, &new.replace("seed = 1", "seed = 2")).unwrap();
+        assert_eq!(
+            report::text_table(&table(&differences)),
+            "key              was  is now  resume   why\n\
+             -------------  -----  ------  -------  ------------------------------------------\n\
+             run.seed           1       2  refused  data order and random numbers come from it\n\
+             optim.adam.lr  0.001     0.1  warned   holds from here on\n\
+             train.epochs       2       3  allowed  another length\n"
+        );
+        assert!(is_notable(&differences));
+        assert!(!is_notable(&compare(Path::new("x"), OLD, &OLD.replace("'a'", "'b'")).unwrap()));
+    }
+
+    #[test]
+    fn the_documentation_has_every_rule() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/faults.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        for (key, rule, why) in RULES {
+            let rule = format!("{rule:?}").to_lowercase();
+            let row = format!("| `{key}` | {rule} | {why} |\n");
+            assert!(text.contains(&row), "docs/faults.md has no row {row}");
+        }
+    }
+
+    #[test]
+    fn the_longest_rule_counts_and_what_has_none_is_refused() {
+        assert_eq!(rule_of("train.steps").0, Rule::Allowed);
+        assert_eq!(rule_of("train.anything").0, Rule::Warned);
+        assert_eq!(rule_of("train.batch_size").0, Rule::Refused);
+        assert_eq!(rule_of("trains").0, Rule::Refused);
     }
 
     #[test]
@@ -277,10 +371,9 @@ mod tests {
         assert_eq!(
             changed_route(&old, &new),
             [
-                "the backend was `flex` and is now `ndarray`: the last bits of the results may \
-                 differ",
-                "the instruction set of the kernels was `x86_64 V4` and is now `x86_64 V3`: the \
-                 last bits of the results may differ",
+                "the backend was `flex` and is now `ndarray`: from here on the run is not bit-exact",
+                "the instruction set of the kernels was `x86_64 V4` and is now `x86_64 V3`: from \
+                 here on the run is not bit-exact",
             ]
         );
         let unknown = Session { simd: String::new(), ..old.clone() };

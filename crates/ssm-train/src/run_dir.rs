@@ -15,9 +15,10 @@ use crate::{atomic, checkpoint::Checkpoints, error::Error};
 pub const BURN_VERSION: &str = "0.22.1";
 
 const CONFIG: &str = "config.toml";
+const LOCK: &str = "lock";
 const RUN: &str = "run.json";
-const METRICS: &str = "metrics.jsonl";
-const RESULT: &str = "result.json";
+pub(crate) const METRICS: &str = "metrics.jsonl";
+pub(crate) const RESULT: &str = "result.json";
 
 /// A run directory that belongs to this process until it is dropped.
 #[derive(Debug)]
@@ -242,6 +243,49 @@ pub fn info(run_dir: &Path) -> Result<RunInfo, Error> {
     serde_json::from_slice(&bytes).map_err(|error| broken(format!("cannot be understood: {error}")))
 }
 
+/// Who works on a run.
+pub(crate) enum Holder {
+    Nobody,
+    /// A process, with its number where it is known.
+    Process(Option<u32>),
+}
+
+/// Who works on the run in a directory; nothing is created.
+pub(crate) fn holder(dir: &Path) -> Holder {
+    let path = dir.join(LOCK);
+    let Ok(file) = File::open(&path) else { return Holder::Nobody };
+    // A shared lock: two who look at the same time do not take each other for a run.
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => Holder::Process(
+            fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok()),
+        ),
+        _ => Holder::Nobody,
+    }
+}
+
+/// Directories in a directory, by name.
+///
+/// # Errors
+/// [`Error::Usage`] if it is not there, [`Error::Io`] if it cannot be listed.
+pub(crate) fn below(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(dir).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Error::Usage {
+            message: format!("there is no directory `{}`", dir.display()),
+            hint: Some("runs are in `<run.dir>/<run.name>`, by default `runs/<name>`".into()),
+        },
+        _ => atomic::read("list", dir)(error),
+    })?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(atomic::read("list", dir))?.path();
+        if path.is_dir() {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
 /// The route of the CPU kernels: `pulp` looks at the processor once and chooses for all of them.
 fn simd() -> String {
     let route = format!("{:?}", pulp::Arch::new());
@@ -252,7 +296,7 @@ fn simd() -> String {
 
 /// Locks `<run>/lock` and writes the number of this process into it.
 fn lock(dir: &Path) -> Result<File, Error> {
-    let path = dir.join("lock");
+    let path = dir.join(LOCK);
     let mut options = OpenOptions::new();
     // Not truncated: until the lock is ours, the number in the file is another's.
     let opened = options.create(true).truncate(false).write(true).open(&path);

@@ -2,13 +2,15 @@
 
 use std::f64::consts::PI;
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 
 /// Factor on the base learning rate, step by step. TOML: `[schedule.<variant>]`.
 ///
 /// Steps are optimiser steps counted from 0; step `t` is the one that turns the weights after `t`
 /// updates into those after `t + 1`. Without this section the rate is constant.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Schedule {
     /// `1` at every step.

@@ -9,6 +9,7 @@ use burn::{
     module::Module,
     tensor::{Device, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -77,14 +78,20 @@ pub trait TaskConfig: Sized {
     /// Key under `[task]`.
     const NAME: &'static str;
     /// Fields of `[task.<NAME>]`.
-    type Options: Serialize + DeserializeOwned + Clone + Send;
+    type Options: Serialize + DeserializeOwned + JsonSchema + Clone + Send;
     /// Fields of `[data]`; usually an externally tagged registry (`[data.ett]`).
-    type Data: Serialize + DeserializeOwned + Clone + Send;
+    type Data: Serialize + DeserializeOwned + JsonSchema + Clone + Send;
     /// Fields of `[model]`; usually an externally tagged registry (`[model.NAME]`).
-    type Model: Serialize + DeserializeOwned + Clone + Send;
+    type Model: Serialize + DeserializeOwned + JsonSchema + Clone + Send;
 
     /// Everything that is wrong with the values, before any file or device is touched.
     fn validate(options: &Self::Options, data: &Self::Data, model: &Self::Model) -> Vec<Issue>;
+
+    /// Whether the micro-batches of a step can be computed by different devices. By default they can.
+    fn shares_micro_batches(options: &Self::Options) -> bool {
+        let _ = options;
+        true
+    }
 
     /// Whether the model has layers for `train.recompute = "layer"` to act on. By default it has not,
     /// and the setting is refused.

@@ -1,5 +1,13 @@
 //! The training loop.
 
+/// The value of an expression, computed inside of a span of this name: what a profile shows.
+macro_rules! in_span {
+    ($name:literal, $value:expr) => {
+        tracing::trace_span!($name).in_scope(|| $value)
+    };
+}
+
+mod replica;
 mod start;
 
 use std::{
@@ -7,24 +15,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use burn::{
-    module::Module,
-    optim::ModuleOptimizer,
-    tensor::{Device, ExecutionError},
-};
+use burn::module::Module;
 
+use self::replica::Replica;
 use crate::{
     checkpoint::Checkpoints,
+    collective::{Alone, Collective, Order, Threads},
     conclusion::{Summary, conclude},
-    config::Config,
+    config::{Config, Issue},
+    device,
     error::Error,
-    gradients::{Accumulation, Gradient},
+    gradients::Gradient,
     interrupt::Interrupt,
     logging::{EvaluationRow, MetricsLog, TrainRow},
-    plan::{Plan, step_seed},
+    machine,
     position::Position,
-    progress::{Progress, StepNumbers},
-    task::{Split, Task},
+    progress::{Progress, Show, StepNumbers},
+    task::{Split, Task, TaskConfig},
 };
 
 /// What the command line adds to a configuration.
@@ -32,8 +39,8 @@ use crate::{
 pub struct TrainOptions {
     /// Go on with the run that the directory holds.
     pub resume: bool,
-    /// No live progress.
-    pub quiet: bool,
+    /// What is seen of the run while it goes.
+    pub show: Show,
     /// Directories that data files are searched in, in order.
     pub data_dirs: Vec<PathBuf>,
 }
@@ -50,41 +57,105 @@ pub fn train<T: Task>(
     config: &Config<T::Config>,
     options: &TrainOptions,
 ) -> Result<Summary, Error> {
+    let size = config.device.replicas;
+    check_shares(config, size, "device.replicas")?;
+    if size == 1 {
+        return lead::<T>(config, options, Box::new(Alone));
+    }
+    let backend = device::resolve(&config.device.backend, config.device.index)?;
+    let on_processor = device::is_processor(backend);
+    let mut places = Threads::places(size, on_processor).into_iter();
+    // `places` makes as many as it is asked for, which is more than one.
+    let leader = places.next().unwrap_or_else(|| unreachable!("a place for each replica"));
+    std::thread::scope(|scope| {
+        let mut followers = Vec::new();
+        for place in places {
+            let (config, dirs) = (config.clone(), options.data_dirs.clone());
+            let index = config.device.index + if on_processor { 0 } else { place.rank() };
+            let replica = move || follow::<T>(&config, &dirs, index, Box::new(place));
+            followers.push(scope.spawn(replica));
+        }
+        let led = lead::<T>(config, options, Box::new(leader));
+        for follower in followers {
+            // The leader knows already that one panicked.
+            let _ = follower.join();
+        }
+        led
+    })
+}
+
+/// Refuses a number of replicas that the micro-batches of a step cannot be shared out among.
+fn check_shares<C: TaskConfig>(config: &Config<C>, size: usize, path: &str) -> Result<(), Error> {
+    let accumulate = config.train.accumulate;
+    if size > accumulate {
+        let issue = Issue::range(path, &format!("at most `train.accumulate` = {accumulate}"), size);
+        return Err(config.refuse(vec![issue.with_hint(
+            "replicas share the micro-batches of a step: divide `train.batch_size` by their number \
+             and multiply `train.accumulate` by it",
+        )]));
+    }
+    if size > 1 && !C::shares_micro_batches(&config.task) {
+        let message = "expected 1, as each micro-batch of a step needs the one before it";
+        return Err(config.refuse(vec![Issue::new(path, format!("{message}, got `{size}`"))]));
+    }
+    Ok(())
+}
+
+/// Takes part in the steps of a run that another replica leads.
+fn follow<T: Task>(
+    config: &Config<T::Config>,
+    data_dirs: &[PathBuf],
+    index: usize,
+    collective: Box<dyn Collective>,
+) {
+    let collective: std::rc::Rc<dyn Collective> = collective.into();
+    let followed = Replica::<T>::build(config, data_dirs, index, collective.clone())
+        .and_then(|(replica, model)| replica.follow(model));
+    if let Err(error) = followed {
+        collective.abort(&error.to_string());
+    }
+}
+
+/// Trains as replica 0.
+fn lead<T: Task>(
+    config: &Config<T::Config>,
+    options: &TrainOptions,
+    collective: Box<dyn Collective>,
+) -> Result<Summary, Error> {
+    let collective: std::rc::Rc<dyn Collective> = collective.into();
+    let led = lead_to_end::<T>(config, options, collective.clone());
+    if let Err(error) = &led {
+        // Between two steps the others were told already that it is over.
+        collective.abort(&error.to_string());
+    }
+    led
+}
+
+fn lead_to_end<T: Task>(
+    config: &Config<T::Config>,
+    options: &TrainOptions,
+    collective: std::rc::Rc<dyn Collective>,
+) -> Result<Summary, Error> {
     let interrupt = Interrupt::listen().map_err(|source| Error::Io {
         path: PathBuf::from("signals"),
         action: "listen to".into(),
         source,
     })?;
-    let (mut trainer, run, mut model) = Trainer::<T>::start(config, options)?;
+    let (mut trainer, run, model) = Trainer::<T>::start(config, options, collective)?;
     if trainer.is_over() {
         tracing::info!("nothing to train: {}", trainer.why_over());
     }
-
-    while !trainer.is_over() {
-        let (gradient, busy) = trainer.differentiate(&model)?;
-        let numbers;
-        (model, numbers) = trainer.update(model, gradient, busy);
-        let improved = trainer.record(&model, &numbers)?;
-
-        let done = trainer.position.step;
-        let signal = interrupt.signal();
-        if improved || trainer.plan.saves(done) || trainer.is_over() || signal.is_some() {
-            trainer.save(&model)?;
-        }
-        if signal.is_none() && trainer.is_over() && !trainer.plan.ends(done) {
-            trainer.progress.line(format!("stopped at step {done}: {}", trainer.why_over()));
-        }
-        if let Some(signal) = signal {
-            return Err(Error::Interrupted { signal, step: done });
-        }
-    }
+    let model = trainer.run(model, &interrupt).map_err(|error| {
+        // Should the directory be gone there is nothing to name.
+        error.after(trainer.checkpoints.steps().unwrap_or_default().pop())
+    })?;
 
     interrupt.end_at_once();
     // One that came while a run that was over already was opened.
     if let Some(signal) = interrupt.signal() {
         return Err(Error::Interrupted { signal, step: trainer.position.step });
     }
-    let Trainer { task, plan, position, progress, .. } = trainer;
+    let Trainer { replica: Replica { task, plan, .. }, position, progress, .. } = trainer;
     drop(progress);
     conclude(config, &run, &task, &model.valid(), &plan, &position)
 }
@@ -92,11 +163,7 @@ pub fn train<T: Task>(
 /// Everything of a run in progress but the model, which the optimiser consumes at every step.
 struct Trainer<'a, T: Task> {
     config: &'a Config<T::Config>,
-    task: T,
-    device: Device,
-    on_host: bool,
-    plan: Plan,
-    optimizer: ModuleOptimizer,
+    replica: Replica<'a, T>,
     checkpoints: Checkpoints,
     log: MetricsLog,
     progress: Progress,
@@ -107,17 +174,49 @@ struct Trainer<'a, T: Task> {
 }
 
 impl<T: Task> Trainer<'_, T> {
+    /// Trains to the end of the run.
+    fn run(&mut self, mut model: T::Model, interrupt: &Interrupt) -> Result<T::Model, Error> {
+        while !self.is_over() {
+            self.order(Order::Step(self.position.step))?;
+            let (gradient, busy) = self.differentiate(&model)?;
+            let numbers;
+            (model, numbers) = self.update(model, gradient, busy);
+            let improved = self.record(&model, &numbers)?;
+
+            let done = self.position.step;
+            let signal = interrupt.signal();
+            if improved || self.replica.plan.saves(done) || self.is_over() || signal.is_some() {
+                self.save(&model)?;
+            }
+            if signal.is_none() && self.is_over() && !self.replica.plan.ends(done) {
+                let why = self.why_over();
+                self.progress.line(format!("stopped at step {done}: {why}"));
+            }
+            if let Some(signal) = signal {
+                self.order(Order::End)?;
+                return Err(Error::Interrupted { signal, step: done });
+            }
+        }
+        self.order(Order::End)?;
+        Ok(model)
+    }
+
+    /// Tells the other replicas what to do.
+    fn order(&self, order: Order) -> Result<(), Error> {
+        self.replica.collective.broadcast(order.to_bytes()).map(drop)
+    }
+
     /// Whether there is nothing left to train.
     fn is_over(&self) -> bool {
-        self.plan.ends(self.position.step)
+        self.replica.plan.ends(self.position.step)
             || self.position.out_of_patience(self.config.train.patience)
     }
 
     /// Of a run that is over.
     fn why_over(&self) -> String {
         let Position { step, evaluations_since_best, .. } = self.position;
-        if self.plan.ends(step) {
-            return format!("all {} steps are done", self.plan.total_steps);
+        if self.replica.plan.ends(step) {
+            return format!("all {} steps are done", self.replica.plan.total_steps);
         }
         let best = self.position.best.map(|best| format!(" since step {}", best.step));
         let patience = self.config.train.patience.unwrap_or(evaluations_since_best);
@@ -129,21 +228,10 @@ impl<T: Task> Trainer<'_, T> {
         )
     }
 
-    /// Gradient of the next step. Random numbers are those of the step, whatever came before it.
+    /// Gradient of the next step, and how long it took.
     fn differentiate(&self, model: &T::Model) -> Result<(Gradient, Duration), Error> {
         let clock = Instant::now();
-        let step = self.position.step;
-        self.device.seed(step_seed(self.config.run.seed, step));
-        let batches = self.plan.micro_batches(step);
-        let mut sum = Accumulation::new(batches.end - batches.start);
-        for index in batches {
-            let batch = self.task.batch(index)?;
-            sum.add(model, self.task.loss(model, batch));
-        }
-        let gradient = sum
-            .finish(model, self.config.train.clip_norm, self.on_host)
-            .map_err(|error| self.device_failed(&error))?;
-        gradient.check_finite(model, step)?;
+        let gradient = self.replica.differentiate(model, self.position.step)?;
         Ok((gradient, clock.elapsed()))
     }
 
@@ -156,32 +244,34 @@ impl<T: Task> Trainer<'_, T> {
     ) -> (T::Model, StepNumbers) {
         let clock = Instant::now();
         let step = self.position.step;
-        let Plan { total_steps, steps_per_epoch, .. } = self.plan;
-        let factor = self.config.schedule.factor(step, total_steps, steps_per_epoch);
-        let lr = self.config.optim.lr() * factor;
+        let lr = self.replica.lr(step);
         let Gradient { params, loss, norm, weight } = gradient;
-        let model = self.optimizer.step(lr, model, params);
+        let model = in_span!("optimizer", self.replica.optimizer.step(lr, model, params));
 
         let done = step + 1;
         self.position.step = done;
-        self.position.next_micro_batch = self.plan.micro_batches(done).start;
+        self.position.next_micro_batch = self.replica.plan.micro_batches(done).start;
         self.position.losses.add(loss, weight);
         self.pace.0 += busy + clock.elapsed();
         self.pace.1 += weight;
         let numbers = StepNumbers { done, loss, lr, grad_norm: norm };
-        self.progress.step(&numbers);
+        let device = &self.replica.device;
+        self.progress.step(&numbers, || {
+            let pools = device.memory_pool_usage();
+            pools.map(|pools| pools.bytes_reserved).or_else(machine::resident)
+        });
         (model, numbers)
     }
 
     /// Logs and evaluates what is due after a step, and says whether the model is the best so far.
     fn record(&mut self, model: &T::Model, numbers: &StepNumbers) -> Result<bool, Error> {
         let done = numbers.done;
-        let (logs, evaluates) = (self.plan.logs(done), self.plan.evaluates(done));
+        let (logs, evaluates) = (self.replica.plan.logs(done), self.replica.plan.evaluates(done));
         if logs {
             self.log_step(numbers)?;
         }
         let mut improved = evaluates && self.evaluate(model)?;
-        if self.plan.ends(done) && !(logs && evaluates) {
+        if self.replica.plan.ends(done) && !(logs && evaluates) {
             // The rest comes after what a longer run does here too, which goes on from this mark.
             self.position.mark_end(self.log.end());
             if !logs {
@@ -196,7 +286,7 @@ impl<T: Task> Trainer<'_, T> {
         let (busy, samples) = std::mem::take(&mut self.pace);
         self.log.append(&TrainRow {
             step: numbers.done,
-            epoch: self.plan.epoch(numbers.done - 1),
+            epoch: self.replica.plan.epoch(numbers.done - 1),
             split: "train",
             loss: std::mem::take(&mut self.position.losses).mean(),
             lr: numbers.lr,
@@ -208,14 +298,15 @@ impl<T: Task> Trainer<'_, T> {
 
     /// Scores the model on the validation split and says whether it is the best so far.
     fn evaluate(&mut self, model: &T::Model) -> Result<bool, Error> {
-        let metrics = self.task.evaluate(&model.valid(), Split::Valid)?;
-        let selection = self.task.selection();
+        let metrics =
+            in_span!("evaluate", self.replica.task.evaluate(&model.valid(), Split::Valid))?;
+        let selection = self.replica.task.selection();
         let value = *metrics
             .get(selection.metric)
             .unwrap_or_else(|| panic!("the task evaluates no metric `{}`", selection.metric));
         let improved = self.position.observe(value, selection.goal);
-        let (done, total) = (self.position.step, self.plan.total_steps);
-        let epoch = self.plan.epoch(done - 1);
+        let (done, total) = (self.position.step, self.replica.plan.total_steps);
+        let epoch = self.replica.plan.epoch(done - 1);
         self.log.append(&EvaluationRow {
             step: done,
             epoch,
@@ -236,19 +327,10 @@ impl<T: Task> Trainer<'_, T> {
     }
 
     fn save(&mut self, model: &T::Model) -> Result<(), Error> {
+        let _span = tracing::trace_span!("save").entered();
         // The log first: a checkpoint never knows of lines that a power cut could take away.
         self.position.metrics = self.log.sync()?;
-        self.checkpoints.save(model, &self.optimizer, &self.position)?;
+        self.checkpoints.save(model, &self.replica.optimizer, &self.position)?;
         self.checkpoints.prune(self.config.checkpoint.keep, &self.position)
-    }
-
-    fn device_failed(&self, error: &ExecutionError) -> Error {
-        Error::Device {
-            device: self.config.device.backend.clone(),
-            message: format!("failed at step {}: {error}", self.position.step),
-            hint: Some(
-                "a smaller `train.batch_size` with `train.accumulate` needs less memory".into(),
-            ),
-        }
     }
 }

@@ -9,6 +9,7 @@ use burn::{
     nn::Linear,
     tensor::{Bool, FloatDType, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Mixer, MixerError, State, require};
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// Sizes and initial ranges of the branches; defaults are Mamba's.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct BranchConfig {
     /// State size N of each channel, at least 1. Default 16.
@@ -143,7 +144,7 @@ impl BranchConfig {
 /// # Source
 /// Yang et al. 2024, arXiv:2403.06800, in the form that the published program runs on a GPU
 /// (isyangshu/MambaMIL@9aea39e); its path without a GPU kernel flips the sequence instead.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct SrMambaConfig {
     /// Distance of neighbours in the new order, at least 1. Default 10 (official code; its scripts
@@ -190,7 +191,7 @@ impl SrMambaConfig {
 ///
 /// # Source
 /// Zhu et al. 2024, arXiv:2401.09417, which takes the mean; isyangshu/MambaMIL@9aea39e sums.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct BiMambaConfig {
     /// The branches.

@@ -8,6 +8,7 @@ use burn::{
     nn::Linear,
     tensor::{Bool, DType, FloatDType, Int, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Mixer, MixerError, State, require};
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// Sizes and initial ranges of [`Mamba`]; defaults are those of the official code.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct MambaConfig {
     /// State size N of each channel, at least 1. Default 16 (paper, section 3.5).

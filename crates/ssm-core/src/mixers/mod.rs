@@ -10,6 +10,7 @@ use burn::{
     module::Module,
     tensor::{Bool, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
@@ -117,7 +118,7 @@ pub(crate) fn require(
 macro_rules! mixers {
     ($($(#[$doc:meta])* $name:ident($config:ident, $state:ident),)+) => {
         /// The configuration of a mixer, tagged by its name: `[model.mixer.mamba]`.
-        #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+        #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
         #[serde(rename_all = "snake_case")]
         pub enum MixerConfig {
             $($(#[$doc])* $name($config),)+

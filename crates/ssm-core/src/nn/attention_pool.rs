@@ -7,12 +7,13 @@ use burn::{
     nn::Linear,
     tensor::{Tensor, activation},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{init::Init, ops::linear::linear};
 
 /// What an [`AttentionPool`] is made of.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionPoolConfig {
     /// Width of the scoring network, at least 1.

@@ -5,6 +5,7 @@ use burn::{
     nn::{RmsNorm, RmsNormConfig},
     tensor::{Bool, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -18,7 +19,7 @@ use crate::{
 };
 
 /// Sizes of a [`Backbone`].
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct BackboneConfig {
     /// Residual width, at least 1.

@@ -4,6 +4,7 @@
 //! 2024, arXiv:2401.09417) and its followers average.
 
 use burn::{module::Module, tensor::Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// How the two directions become one.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum Merge {
     /// Their sum (S-Mamba).
@@ -24,7 +25,7 @@ pub enum Merge {
 }
 
 /// What a [`Bidirectional`] is made of.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct BidirectionalConfig {
     /// The mixer of each direction; they share no parameters.

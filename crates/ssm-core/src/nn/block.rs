@@ -5,6 +5,7 @@ use burn::{
     nn::{RmsNorm, RmsNormConfig},
     tensor::{Bool, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Mlp, MlpConfig};
@@ -23,7 +24,7 @@ pub(super) fn normed(norm: &RmsNorm, x: Tensor<3>) -> Tensor<3> {
 }
 
 /// What a [`Block`] is made of.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct BlockConfig {
     /// The mixer.

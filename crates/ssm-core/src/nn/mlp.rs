@@ -5,6 +5,7 @@ use burn::{
     nn::Linear,
     tensor::{Tensor, activation},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Width and form of an [`Mlp`].
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct MlpConfig {
     /// Hidden width, at least 1.

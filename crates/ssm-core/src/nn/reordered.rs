@@ -1,6 +1,7 @@
 //! Any mixer in any order: there, mix, and back.
 
 use burn::{module::Module, tensor::Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
 };
 
 /// What a [`Reordered`] is made of.
-#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct ReorderedConfig {
     /// The mixer, which reads the new order.

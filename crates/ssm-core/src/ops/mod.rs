@@ -26,5 +26,8 @@ pub mod primitive;
 pub mod recompute;
 pub mod rms_norm;
 pub mod selective_scan;
+mod self_test;
 mod simd;
 mod threads;
+
+pub use self_test::{Measured, SelfTest, self_test};

@@ -5,6 +5,7 @@ use burn::{
     optim::{AdamConfig, GradientsParams},
     tensor::Tensor,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::init::Init;
 use ssm_train::{error::Error, task::Split};
@@ -17,7 +18,7 @@ use super::{
 };
 
 /// A forecaster to compare with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum BaselineKind {
     /// Repeats the last value of each variate; nothing to train.
     #[serde(rename = "last_value")]

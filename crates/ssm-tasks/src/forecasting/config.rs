@@ -1,5 +1,7 @@
 //! The sections `[task.forecasting]`, `[data]` and `[model]`, and what may be wrong with them.
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, task::TaskConfig};
 
@@ -10,7 +12,7 @@ use super::{
 };
 
 /// Which variates are read and which are predicted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Features {
     /// All variates from all variates.
     #[default]
@@ -23,7 +25,7 @@ pub enum Features {
 }
 
 /// `[task.forecasting]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ForecastingOptions {
     /// Rows that a forecast looks back on, 1..=65536. Default 96, as in iTransformer and S-Mamba.
@@ -50,7 +52,7 @@ pub struct ForecastingOptions {
 }
 
 /// `[task.forecasting.compat]`: quirks of published code, all off by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CompatOptions {
     /// Score validation as S-Mamba does: windows in random order, in batches of the training batch

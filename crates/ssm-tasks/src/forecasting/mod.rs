@@ -49,7 +49,7 @@ use self::{
     score::Scores,
     window::{Input, Purpose, WindowBatch, Windows, permutation},
 };
-use crate::{TaskEntry, data::KnownSet};
+use crate::{Example, ExampleData, TaskEntry, data::KnownSet};
 
 /// Order of the windows of one epoch, kept until another epoch is asked for.
 type CachedOrder = Mutex<Option<(u64, Arc<Vec<usize>>)>>;
@@ -347,6 +347,17 @@ fn to_host(tensor: Tensor<3>, device: &Device) -> Result<Vec<f32>, Error> {
 impl TaskEntry for ForecastingTask {
     fn known_sets() -> Vec<KnownSet> {
         data::known_sets()
+    }
+
+    fn example() -> Option<Example> {
+        let data = ExampleData {
+            key: "data.csv.path",
+            name: "nyc_airports.csv",
+            file: "nyc_airports.csv.gz",
+            bytes: include_bytes!("../../../../examples/data/nyc_airports.csv.gz"),
+        };
+        let config = include_str!("../../../../configs/forecasting/nyc_24_smamba.toml");
+        Some(Example { config, data: Some(data) })
     }
 
     fn restore(

@@ -1,12 +1,13 @@
 //! The sections `[task.lm]`, `[data]` and `[model]`, and what may be wrong with them.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, task::TaskConfig};
 
 use super::{data::DataConfig, model::MambaLmConfig};
 
 /// How a corpus becomes training sequences.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Packing {
     /// Contiguous blocks; what a document leaves in the state reaches the next one, as in the official
@@ -19,7 +20,7 @@ pub enum Packing {
 }
 
 /// What a training sequence begins with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Bptt {
     /// An empty state; gradients reach back to the beginning of the sequence.
@@ -32,7 +33,7 @@ pub enum Bptt {
 }
 
 /// `[task.lm]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LmOptions {
     /// Tokens of a sequence that is cut from a corpus, 1..=16777216. Made-up data has lengths of its
@@ -69,6 +70,10 @@ impl TaskConfig for LmConfig {
         }
         issues.extend(model.validate());
         issues
+    }
+
+    fn shares_micro_batches(options: &LmOptions) -> bool {
+        options.bptt != Bptt::Carry
     }
 
     fn has_layers(_model: &MambaLmConfig) -> bool {

@@ -1,13 +1,14 @@
 //! Sequences that are made up on the fly: tasks that ask for one ability each.
 
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::config::Issue;
 
 use super::{batch::Example, tokenizer::Vocabulary};
 
 /// How many sequences there are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Samples {
     /// Training sequences of an epoch, 1..=2^40; every epoch has new ones. Default 65536.

@@ -55,7 +55,7 @@ use self::{
     stream::{InMemory, Stream},
     tokenizer::{Tokenizer, Vocabulary},
 };
-use crate::{TaskEntry, data::KnownSet};
+use crate::{Example as StartingPoint, TaskEntry, data::KnownSet};
 
 /// What a later use of the model needs beside its weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -334,6 +334,14 @@ fn tokenizer_of(artifacts: &Artifacts) -> Result<Tokenizer, Error> {
 impl TaskEntry for LmTask {
     fn known_sets() -> Vec<KnownSet> {
         data::known_sets()
+    }
+
+    fn example() -> Option<StartingPoint> {
+        // Its data is made up when it is read.
+        Some(StartingPoint {
+            config: include_str!("../../../../configs/lm/debug.toml"),
+            data: None,
+        })
     }
 
     fn restore(

@@ -7,6 +7,7 @@ use burn::{
     nn::Embedding,
     tensor::{Bool, Device, Int, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
@@ -16,7 +17,7 @@ use ssm_core::{
 use ssm_train::config::Issue;
 
 /// `[model]`. Defaults are the sizes of Mamba-130M.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MambaLmConfig {
     /// Residual width, 1..=65536. Default 768.

@@ -233,9 +233,14 @@ pub fn open(dir: &Path) -> Result<Opened, Error> {
         }
         let starts = map[HEADER + header.n_tokens * header.width..].chunks_exact(8);
         let first = opened.len;
-        opened.starts.extend(starts.map(|bytes| {
-            first + bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte))
-        }));
+        let starts: Vec<u64> = starts
+            .map(|bytes| bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte)))
+            .collect();
+        if !starts.is_sorted() || starts.last().is_some_and(|last| *last > header.n_tokens as u64) {
+            let message = "documents do not begin one after the other".to_owned();
+            return Err(refuse(&path, message, Some("the file is damaged: tokenize again")));
+        }
+        opened.starts.extend(starts.iter().map(|start| first + start));
         let digest = Sha256::digest(&map[..]);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         hashes.insert(name, digest.iter().map(|byte| format!("{byte:02x}")).collect());

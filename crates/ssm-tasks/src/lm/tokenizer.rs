@@ -10,6 +10,11 @@ use tokenizers::DecoderWrapper;
 
 /// The token that ends a document in the vocabularies of GPT-2 and GPT-NeoX.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// Four times the largest published vocabulary; each number takes memory, however short the file that
+/// asks for them.
+const MOST_NUMBERS: usize = 1 << 20;
+/// Ids that may be left out for each token that there is, and for the vocabulary as a whole.
+const GAPS: [usize; 2] = [16, 1 << 16];
 
 /// What a tokenizer is made of; stored with a run, so that a run is complete by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,14 +53,17 @@ impl Tokenizer {
                 chars = text.chars().zip(0..).collect();
                 text.chars().map(|char| char.to_string().into_bytes()).collect()
             }
+            Vocabulary::Numbers(n) if *n > MOST_NUMBERS => {
+                return Err(format!("expected at most {MOST_NUMBERS} numbers, got {n}"));
+            }
             Vocabulary::Numbers(n) => {
                 (0..*n).map(|number| format!("{number} ").into_bytes()).collect()
             }
             Vocabulary::Json(text) => {
-                let read = tokenizers::Tokenizer::from_str(text)
+                let read = read_json(text)
                     .map_err(|reason| format!("not a `tokenizer.json`: {reason}"))?;
                 end_of_text = read.token_to_id(END_OF_TEXT);
-                let bytes = token_bytes(&read);
+                let bytes = token_bytes(&read)?;
                 json = Some(read);
                 bytes
             }
@@ -161,11 +169,21 @@ impl Tokenizer {
     }
 }
 
-/// The text of every token of a `tokenizer.json`.
-fn token_bytes(json: &tokenizers::Tokenizer) -> Vec<Vec<u8>> {
+/// The crate that reads these files panics at some that are JSON of another shape.
+fn read_json(text: &str) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|reason| reason.to_string())?;
+    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_str(text))
+        .map_err(|_| "its parts are not those of a tokenizer".to_owned())?
+        .map_err(|reason| reason.to_string())
+}
+
+/// The text of every token of a `tokenizer.json`; ids may have gaps.
+fn token_bytes(json: &tokenizers::Tokenizer) -> Result<Vec<Vec<u8>>, String> {
     let vocabulary = json.get_vocab(true);
-    // Ids may have gaps.
     let n = vocabulary.values().max().map_or(0, |last| *last as usize + 1);
+    if n > GAPS[0] * vocabulary.len() + GAPS[1] {
+        return Err(format!("has {} tokens and an id of {}", vocabulary.len(), n - 1));
+    }
     let mut bytes = vec![Vec::new(); n];
     let added = json.get_added_tokens_decoder();
     let alphabet = printable_bytes();
@@ -182,7 +200,7 @@ fn token_bytes(json: &tokenizers::Tokenizer) -> Vec<Vec<u8>> {
         let text = text.or_else(|| json.decode(&[id], false).ok().map(String::into_bytes));
         bytes[id as usize] = text.unwrap_or_default();
     }
-    bytes
+    Ok(bytes)
 }
 
 /// GPT-2's way to write a byte as one printable character: itself where it is printable in Latin-1,

@@ -1,12 +1,14 @@
 //! The sections `[task.mil]`, `[data]` and `[model]`, and what may be wrong with them.
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, task::TaskConfig};
 
 use super::{data::DataConfig, model::BagModelConfig, splits::SplitOptions};
 
 /// The score of the validation patients that selects the checkpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Select {
     /// The lowest loss.
@@ -19,7 +21,7 @@ pub enum Select {
 }
 
 /// `[task.mil]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MilOptions {
     /// The score that selects the checkpoint and drives `train.patience`: `"loss"` (default),

@@ -52,7 +52,7 @@ use self::{
     splits::{Fold, Purpose, below, shuffle, stream},
     survival::{TimeBins, hazard_loss},
 };
-use crate::{HeatmapRequest, TaskEntry, data::KnownSet};
+use crate::{Example, HeatmapRequest, TaskEntry, data::KnownSet};
 
 /// What a later use of the model needs beside its weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -344,6 +344,11 @@ fn restore(
 impl TaskEntry for MilTask {
     fn known_sets() -> Vec<KnownSet> {
         data::known_sets()
+    }
+
+    fn example() -> Option<Example> {
+        // Its data is made up when it is read.
+        Some(Example { config: include_str!("../../../../configs/mil/debug.toml"), data: None })
     }
 
     fn restore(

@@ -8,6 +8,7 @@ use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::cohort::{Cohort, Part};
@@ -63,7 +64,7 @@ pub fn shuffle<T>(items: &mut [T], rng: &mut impl Rng) {
 }
 
 /// `[task.mil.split]`: how folds are made where the data brings none.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SplitOptions {
     /// Folds of the cross-validation, 2..=1000, at most as many as there are patients. Default 10.

@@ -73,6 +73,18 @@ fn refused(path: &Path) -> String {
     report.replace(&path.display().to_string(), "FILE")
 }
 
+/// A byte of the header says that there are nine times as many rows as the file could hold.
+#[test]
+fn a_size_beyond_what_the_file_can_hold_is_refused_before_it_is_allocated() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("damaged.h5");
+    let mut bytes = std::fs::read(fixture("feats_3d.h5")).unwrap();
+    bytes[850] ^= 9;
+    std::io::Write::write_all(&mut std::fs::File::create(&path).unwrap(), &bytes).unwrap();
+    let said = refused(&path);
+    assert!(said.ends_with("is too large"), "{said}");
+}
+
 #[test]
 fn files_that_hold_no_features_say_what_they_hold() {
     assert_eq!(

@@ -4,10 +4,12 @@
 //! it becomes [`Diagnostic`]s that show file, line and caret, what was expected and the nearest
 //! valid name. Only this folder reads configuration files.
 
+mod annotate;
 mod diagnostic;
 mod explain;
 mod names;
 mod overrides;
+mod schema;
 mod sections;
 mod source;
 mod tables;
@@ -26,6 +28,7 @@ use toml::de::{DeTable, DeValue};
 
 pub use diagnostic::{Diagnostic, Excerpt};
 pub use names::nearest;
+pub use schema::{SchemaBuilder, schema};
 pub use sections::{
     CheckpointSection, DeviceSection, LogSection, Optim, Recompute, RunSection, TrainSection,
 };
@@ -388,6 +391,25 @@ fn longer_arrays(given: &DeTable<'_>, taken: &toml::Table, parent: &str, issues:
             _ => {}
         }
     }
+}
+
+/// Every value of a configuration by its full key, as in `optim.adam.lr`.
+pub(crate) fn values(text: &str) -> Result<BTreeMap<String, toml::Value>, toml::de::Error> {
+    fn flatten(prefix: &str, table: toml::Table, values: &mut BTreeMap<String, toml::Value>) {
+        for (key, value) in table {
+            let key = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+            match value {
+                // An empty table is a value: it names a variant without fields.
+                toml::Value::Table(table) if !table.is_empty() => flatten(&key, table, values),
+                value => {
+                    values.insert(key, value);
+                }
+            }
+        }
+    }
+    let mut values = BTreeMap::new();
+    flatten("", text.parse()?, &mut values);
+    Ok(values)
 }
 
 /// Name of the one task that a configuration is for: the key under `[task]`.

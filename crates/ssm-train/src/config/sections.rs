@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 
 /// `[run]`: where the results go and which random numbers are drawn.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunSection {
     /// Name of the run; its directory is `<dir>/<name>`. A single path component.
@@ -37,19 +39,23 @@ impl RunSection {
 }
 
 /// `[device]`: what computes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeviceSection {
-    /// `auto`, or a backend of [`crate::device::backends`]. Default `auto`: the best one that this
-    /// binary holds, see [`crate::device::resolve`].
+    /// `auto`, or a backend that `ssm doctor` lists. Default `auto`: CUDA where there is such a
+    /// device, else the processor.
     pub backend: String,
     /// Which of several equal devices, counted from 0; CPU backends have one. Default 0.
     pub index: usize,
+    /// Devices that train together, >= 1: `index`, `index + 1` and so on; on a CPU threads of the one
+    /// there is. Each holds the whole model and takes its share of the micro-batches of every step,
+    /// of which `train.accumulate` says the number: the result is that of a single device. Default 1.
+    pub replicas: usize,
 }
 
 impl Default for DeviceSection {
     fn default() -> Self {
-        Self { backend: "auto".into(), index: 0 }
+        Self { backend: "auto".into(), index: 0, replicas: 1 }
     }
 }
 
@@ -57,7 +63,7 @@ impl Default for DeviceSection {
 ///
 /// Both are Kingma & Ba 2014, arXiv:1412.6980, with bias correction, and differ in the weight decay.
 /// Defaults are PyTorch's.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Optim {
     /// Adam; weight decay is added to the gradient (L2), as in `torch.optim.Adam`.
@@ -129,7 +135,7 @@ impl Optim {
 }
 
 /// `[train]`: how long, in which portions, and when to stop.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainSection {
     /// Passes over the training split, >= 1. Exactly one of `epochs` and `steps` is set.
@@ -163,7 +169,7 @@ pub struct TrainSection {
 }
 
 /// What a backward pass may compute again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Recompute {
     /// Everything inside each layer: only the inputs of layers are kept.
@@ -187,7 +193,7 @@ impl Default for TrainSection {
 }
 
 /// `[checkpoint]`: what is kept of the run while it goes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointSection {
     /// Optimiser steps between checkpoints, >= 1. Default: absent, at every evaluation.
@@ -205,15 +211,18 @@ impl Default for CheckpointSection {
 }
 
 /// `[log]`: how much is written down.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSection {
     /// Optimiser steps between two lines of progress, >= 1. Default 50.
     pub every_steps: u64,
+    /// Whether every line is also written for TensorBoard, into `tensorboard/` of the run. Default
+    /// false.
+    pub tensorboard: bool,
 }
 
 impl Default for LogSection {
     fn default() -> Self {
-        Self { every_steps: 50 }
+        Self { every_steps: 50, tensorboard: false }
     }
 }

@@ -34,7 +34,15 @@ pub(super) fn device(device: &DeviceSection) -> Vec<Issue> {
     if let Err(error) = device::resolve(&device.backend, 0) {
         return vec![issue("device.backend", error)];
     }
+    if let Some(issue) = at_least_one("device.replicas", device.replicas as u64) {
+        return vec![issue];
+    }
     match device::resolve(&device.backend, device.index) {
+        Ok(backend) if device.replicas > 1 && !device::is_processor(backend) => {
+            let last = device.index + device.replicas - 1;
+            let found = device::resolve(backend, last);
+            found.err().map(|error| issue("device.replicas", error)).into_iter().collect()
+        }
         Ok(_) => Vec::new(),
         Err(error) => vec![issue("device.index", error)],
     }

@@ -2,27 +2,25 @@
 
 use std::{
     path::Path,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
-use burn::{
-    module::{Module, ModuleVisitor, Param},
-    tensor::Tensor,
-};
+use burn::module::Module;
 
-use super::{TrainOptions, Trainer};
+use super::{TrainOptions, Trainer, replica::Replica};
 use crate::{
     checkpoint::{Checkpoint, Checkpoints},
+    collective::Collective,
     config::Config,
     device,
     error::Error,
-    gradients::is_host,
     logging::MetricsLog,
     optim,
     plan::Plan,
     position::Position,
     progress::Progress,
-    resume,
+    report, resume,
     run_dir::{self, RunDir, RunInfo, Session},
     task::{Task, TaskConfig},
 };
@@ -32,6 +30,7 @@ impl<'a, T: Task> Trainer<'a, T> {
     pub(super) fn start(
         config: &'a Config<T::Config>,
         options: &TrainOptions,
+        collective: Rc<dyn Collective>,
     ) -> Result<(Self, RunDir, T::Model), Error> {
         let path = config.run.path();
         RunDir::check(&path, options.resume)?;
@@ -42,22 +41,16 @@ impl<'a, T: Task> Trainer<'a, T> {
             if options.resume { Resumed::load(&path, &checkpoints, config)? } else { None };
 
         let backend = device::resolve(&config.device.backend, config.device.index)?;
-        let device = device::open(backend, config.device.index)?.autodiff();
-        let settings = config.settings(options.data_dirs.clone());
-        let (task, mut model) =
-            T::new(&config.task, &config.data, &config.model, &settings, &device)?;
-        // Burn draws initial values when they are first used, which must be now, not after the
-        // generator was seeded for a step.
-        model.visit(&mut DrawInitialValues);
-        let plan = Plan::of(config, task.batches_per_epoch())?;
-        let mut optimizer = optim::build(&config.optim, &model, &device);
+        let (index, dirs) = (config.device.index, &options.data_dirs);
+        let (mut replica, mut model) = Replica::<T>::build(config, dirs, index, collective)?;
+        let plan = replica.plan;
         let mut position = Position::start(config.run.seed);
         let mut info = RunInfo {
             seed: config.run.seed,
             parameters: model.num_params(),
-            data: task.describe(),
-            data_hashes: task.data_hashes(),
-            artifacts: task.artifacts(),
+            data: replica.task.describe(),
+            data_hashes: replica.task.data_hashes(),
+            artifacts: replica.task.artifacts(),
             decayed_parameters: optim::decayed_parameters(&model),
             sessions: Vec::new(),
         };
@@ -69,8 +62,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         if let Some(Resumed { checkpoint, config_text, origin }) = resumed {
             resume::compare_data(&path, &origin.data_hashes, &info.data_hashes)?;
             model = checkpoint.model(model)?;
-            optimizer = checkpoint.optimizer(optimizer)?;
+            replica.optimizer = checkpoint.optimizer(replica.optimizer)?;
             position = continued(checkpoint.position(), &plan, &checkpoints)?;
+            // The process before may have ended between the two.
+            checkpoints.prune(config.checkpoint.keep, &position)?;
             let done = position.step;
             if let Some(change) = resume::changed_rates(&path, &config_text, config, &plan, done)? {
                 tracing::warn!("{change}");
@@ -82,24 +77,25 @@ impl<'a, T: Task> Trainer<'a, T> {
         for change in changes.into_iter().flatten() {
             tracing::warn!("{change}");
         }
+        if replica.collective.size() > 1 {
+            let start = Checkpoint::pack(&model, &replica.optimizer)?;
+            replica.collective.broadcast(start)?;
+        }
         info.sessions.push(session);
         run.describe(&config.to_toml(), &info)?;
-        let log = MetricsLog::open(&run.metrics(), position.metrics)?;
+        let log = MetricsLog::open(&run.metrics(), position.metrics, config.log.tensorboard)?;
         tracing::info!("data: {}", info.data);
         tracing::info!("model: {} parameters on `{backend}`", info.parameters);
         tracing::info!("run: `{}`, step {} of {}", path.display(), position.step, plan.total_steps);
-        let mut progress = Progress::new(plan.total_steps, position.step, options.quiet);
+        let mut progress =
+            Progress::new(&config.run.name, plan.total_steps, position.step, &options.show);
         if let Some(best) = position.best {
-            progress.best(task.selection().metric, best.value);
+            progress.best(replica.task.selection().metric, best.value);
         }
         let trainer = Self {
             config,
-            on_host: is_host(&device),
-            device,
+            replica,
             progress,
-            task,
-            plan,
-            optimizer,
             checkpoints,
             log,
             position,
@@ -133,8 +129,19 @@ impl Resumed {
             return Ok(None);
         };
         let config_text = run_dir::config_text(path)?;
-        for change in resume::compare(path, &config_text, &config.to_toml())? {
-            tracing::warn!("resuming with a changed configuration: {change}");
+        let differences = resume::compare(path, &config_text, &config.to_toml())?;
+        if !differences.is_empty() {
+            let table = report::text_table(&resume::table(&differences));
+            let text =
+                format!("the configuration is not the one the run was started with\n\n{table}");
+            if resume::is_notable(&differences) {
+                tracing::warn!("{text}");
+            } else {
+                tracing::info!("{text}");
+            }
+        }
+        if let Some(error) = resume::refusal(path, &differences) {
+            return Err(error);
         }
         Ok(Some(Self { checkpoint, config_text, origin: run_dir::info(path)? }))
     }
@@ -152,18 +159,13 @@ fn continued(saved: &Position, plan: &Plan, checkpoints: &Checkpoints) -> Result
     if let Some(best) = position.best.filter(|best| best.step != step)
         && let Err(error) = checkpoints.load(best.step)
     {
+        if matches!(error, Error::Io { .. }) {
+            return Err(error);
+        }
         tracing::warn!("the best checkpoint is lost ({error}); searching for the best anew");
         position.forget_best();
     }
     checkpoints.set_aside_after(step)?;
     checkpoints.point(&position)?;
     Ok(position)
-}
-
-struct DrawInitialValues;
-
-impl ModuleVisitor for DrawInitialValues {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        param.val();
-    }
 }

@@ -22,6 +22,7 @@ seed = 7
 [device]
 backend = "auto"
 index = 0
+replicas = 1
 
 [task.toy]
 width = 4
@@ -60,6 +61,7 @@ keep = 2
 
 [log]
 every_steps = 50
+tensorboard = false
 "#;
     assert_eq!(config.to_toml(), expected);
     assert_eq!(config.run.path(), Path::new("runs/x"));

@@ -229,7 +229,7 @@ fn finished_runs_can_be_loaded_and_scored_again() {
     let sealed = vec!["conclude=0".into()];
     let again = evaluate::<Toy>(&path, None, sealed, Split::Test).unwrap();
     assert_eq!(again, summary.result.metrics);
-    let device = DeviceSection { backend: "ndarray".into(), index: 0 };
+    let device = DeviceSection { backend: "ndarray".into(), ..DeviceSection::default() };
     let valid = evaluate::<Toy>(&path, Some(&device), Vec::new(), Split::Valid).unwrap();
     let best = summary.best.unwrap().value;
     assert!((valid["mse"] - best).abs() <= 1e-6 * best);
@@ -261,15 +261,16 @@ fn devices_of_the_second_cpu_backend_train_too() {
     assert_eq!(run(&config, false, &[]).unwrap().result.steps, 7);
 }
 
-/// Twenty times a process is killed wherever it happens to be in its loop of saves.
+/// Two hundred times, or as often as SSM_KILL_ROUNDS says, a process is killed wherever it happens to be in its loop of saves.
 #[test]
 fn a_kill_at_any_moment_leaves_whole_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
-    let overrides = ["checkpoint.every_steps=1", "checkpoint.keep=3", "train.epochs=400"];
+    let overrides = ["checkpoint.every_steps=1", "checkpoint.keep=3", "train.epochs=40000"];
     let config = config(dir.path(), "x", &overrides);
     let all = checkpoints(&config);
     let mut newest = 0;
-    for round in 0..20u64 {
+    let rounds = std::env::var("SSM_KILL_ROUNDS").ok().and_then(|text| text.parse().ok());
+    for round in 0..rounds.unwrap_or(200u64) {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "damage::child_that_is_killed", "--ignored", "--test-threads=1"])
             .env(CHILD, dir.path())
@@ -312,13 +313,19 @@ fn a_kill_at_any_moment_leaves_whole_checkpoints() {
     run(&cut, true, &[]).unwrap();
     run(&whole, false, &[]).unwrap();
     assert_eq!(trace(&cut), trace(&whole));
+    // No line twice, none lost.
+    let lines: Vec<_> =
+        trace(&cut).rows.iter().map(|row| (row["step"].clone(), row["split"].clone())).collect();
+    let distinct: std::collections::HashSet<String> =
+        lines.iter().map(|line| format!("{line:?}")).collect();
+    assert_eq!(distinct.len(), lines.len());
 }
 
 #[test]
 #[ignore = "run by `a_kill_at_any_moment_leaves_whole_checkpoints` in a process of its own"]
 fn child_that_is_killed() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
-    let overrides = ["checkpoint.every_steps=1", "checkpoint.keep=3", "train.epochs=400"];
+    let overrides = ["checkpoint.every_steps=1", "checkpoint.keep=3", "train.epochs=40000"];
     let config = config(dir.as_ref(), "x", &overrides);
     let resume = !checkpoints(&config).steps().unwrap().is_empty();
     let _ = run(&config, resume, &[]);

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test may fail as the test itself may")]
 
 mod damage;
+mod faults;
+mod replicas;
 mod toy;
 
 use std::{
@@ -27,6 +29,32 @@ fn equal_runs_have_equal_bits() {
         assert!(summary.report.exists());
     }
     assert_eq!(trace(&first), trace(&second));
+}
+
+/// Byte for byte, but for measured times.
+#[test]
+fn equal_runs_leave_equal_files() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let files = dirs.each_ref().map(|dir| {
+        let config = config(dir.path(), "x", &[]);
+        run(&config, false, &[]).unwrap();
+        let path = config.run.path();
+        let mut files = std::collections::BTreeMap::new();
+        for step in checkpoints(&config).steps().unwrap() {
+            for name in ["model.bpk", "optimizer.bpk"] {
+                let name = format!("checkpoints/step_{step:08}/{name}");
+                files.insert(name.clone(), std::fs::read(path.join(name)).unwrap());
+            }
+        }
+        for name in ["checkpoints/last", "checkpoints/best", "result.json"] {
+            files.insert(name.to_owned(), std::fs::read(path.join(name)).unwrap());
+        }
+        files
+    });
+    assert_eq!(files[0].len(), 2 * 2 + 3);
+    for (name, bytes) in &files[0] {
+        assert!(*bytes == files[1][name], "`{name}` differs");
+    }
 }
 
 #[test]

@@ -15,6 +15,7 @@ use burn::{
 };
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use ssm_train::{
@@ -22,6 +23,7 @@ use ssm_train::{
     checkpoint::Checkpoints,
     config::{Issue, Settings},
     logging, optim,
+    progress::Show,
     report::Table,
     task::{Goal, Loss, Metrics, Outcome, Selection, Split, TaskConfig},
     train,
@@ -31,7 +33,7 @@ pub(crate) const N_TRAIN: usize = 50;
 const N_VALID: usize = 13;
 const INPUTS: usize = 4;
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ToyOptions {
     /// Scores that evaluations return, in order, instead of the model's.
@@ -39,11 +41,11 @@ pub(crate) struct ToyOptions {
     pub(crate) scores: Vec<f64>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ToyData {}
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ToyModel {
     pub(crate) width: usize,
@@ -81,11 +83,13 @@ pub(crate) struct Toy {
     settings: Settings,
     scores: Vec<f64>,
     evaluations: Cell<usize>,
-    /// Whether a batch was asked for.
-    in_training: Cell<bool>,
+    /// The micro-batch that was asked for last.
+    in_training: Cell<Option<u64>>,
     /// What goes wrong, passed as `<what>=<micro-batch>` among the data directories, which unlike
     /// the configuration may differ between the sessions of a run.
     faults: BTreeMap<String, u64>,
+    /// Passed as `run_dir:<path>` among the data directories.
+    run_dir: Option<PathBuf>,
 }
 
 impl Toy {
@@ -102,6 +106,12 @@ impl Toy {
 
     fn is_hit(&self, fault: &str, index: u64) -> bool {
         self.faults.get(fault) == Some(&index)
+    }
+
+    fn signal_if(&self, fault: &str, index: u64) {
+        if self.is_hit(fault, index) {
+            signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
+        }
     }
 
     fn error(&self, model: &Perceptron, x: &[f32], y: &[f32]) -> Tensor<2> {
@@ -139,8 +149,12 @@ impl Task for Toy {
             settings: settings.clone(),
             scores: options.scores.clone(),
             evaluations: Cell::new(0),
-            in_training: Cell::new(false),
+            in_training: Cell::new(None),
             faults: faults.collect(),
+            run_dir: settings
+                .data_dirs
+                .iter()
+                .find_map(|dir| Some(dir.to_str()?.strip_prefix("run_dir:")?.into())),
         };
         if task.faults.contains_key("signal_at_start") {
             signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
@@ -166,7 +180,7 @@ impl Task for Toy {
     }
 
     fn batch(&self, index: u64) -> Result<Self::Batch, Error> {
-        self.in_training.set(true);
+        self.in_training.set(Some(index));
         if self.is_hit("fail", index) {
             return Err(Error::Data {
                 path: "rows".into(),
@@ -174,8 +188,17 @@ impl Task for Toy {
                 hint: None,
             });
         }
-        if self.is_hit("signal", index) {
-            signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
+        self.signal_if("signal", index);
+        for _ in 0..2 {
+            self.signal_if("two_signals", index);
+        }
+        if self.is_hit("panic", index) {
+            std::thread::scope(|scope| {
+                scope.spawn(|| panic!("a worker fell over")).join().unwrap();
+            });
+        }
+        if self.is_hit("vanish", index) {
+            std::fs::remove_dir_all(self.run_dir.as_ref().unwrap()).unwrap();
         }
         let (epoch, place) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
         let mut order: Vec<usize> = (0..N_TRAIN).collect();
@@ -192,6 +215,7 @@ impl Task for Toy {
     }
 
     fn loss(&self, model: &Perceptron, (x, y): Self::Batch) -> Loss {
+        self.signal_if("signal_in_loss", self.in_training.get().unwrap());
         Loss { mean: self.error(model, &x, &y).mean(), weight: y.len() as f64 }
     }
 
@@ -201,10 +225,15 @@ impl Task for Toy {
 
     fn evaluate(&self, model: &Perceptron, split: Split) -> Result<Metrics, Error> {
         let first = match split {
-            Split::Test if self.in_training.get() => panic!("the trainer looks at the test split"),
+            Split::Test if self.in_training.get().is_some() => {
+                panic!("the trainer looks at the test split")
+            }
             Split::Test => 2000,
             Split::Train | Split::Valid => 1000,
         };
+        if let Some(index) = self.in_training.get() {
+            self.signal_if("signal_in_evaluation", index);
+        }
         let rows: Vec<usize> = (first..first + N_VALID).collect();
         let (x, y) = self.rows(&rows);
         let errors = self.error(model, &x, &y).into_data();
@@ -265,6 +294,12 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Writes a file of a test.
+pub(crate) fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    #[expect(clippy::disallowed_methods, reason = "a test makes its own input")]
+    std::fs::write(path, bytes)
+}
+
 /// Trains with faults such as `fail=9`.
 pub(crate) fn run(
     config: &Config<ToyConfig>,
@@ -273,7 +308,7 @@ pub(crate) fn run(
 ) -> Result<Summary, Error> {
     let _guard = alone();
     let data_dirs = faults.iter().map(PathBuf::from).collect();
-    train::<Toy>(config, &TrainOptions { resume, quiet: true, data_dirs })
+    train::<Toy>(config, &TrainOptions { resume, show: Show::Quiet, data_dirs })
 }
 
 pub(crate) fn checkpoints(config: &Config<ToyConfig>) -> Checkpoints {

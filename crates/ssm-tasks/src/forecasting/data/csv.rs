@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -20,7 +22,7 @@ pub(super) const KNOWN: [KnownSet; 1] = [KnownSet {
 }];
 
 /// How the rows are split into training, validation and test.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Ratio {
     /// 70, 10 and 20 %, in this order of time.
     #[default]
@@ -32,7 +34,7 @@ pub enum Ratio {
 }
 
 /// `[data.csv]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CsvConfig {
     /// The file, plain or `.gz`: absolute, from the working directory, or below a data directory.

@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::error::Error;
 
@@ -59,7 +61,7 @@ pub(super) const KNOWN: [KnownSet; 4] = [
 ];
 
 /// Which of the four series.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum EttVariant {
     /// First transformer, hourly.
@@ -73,7 +75,7 @@ pub enum EttVariant {
 }
 
 /// `[data.ett]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EttConfig {
     /// `"h1"`, `"h2"`, `"m1"` or `"m2"`; required.

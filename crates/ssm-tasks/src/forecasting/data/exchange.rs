@@ -4,6 +4,8 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::error::Error;
 
@@ -22,7 +24,7 @@ pub(super) const KNOWN: [KnownSet; 1] = [KnownSet {
 }];
 
 /// `[data.exchange]`; no options.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExchangeConfig {}
 

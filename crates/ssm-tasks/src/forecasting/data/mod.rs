@@ -20,6 +20,7 @@ mod weather;
 use std::path::PathBuf;
 
 use jiff::civil::DateTime;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -103,7 +104,7 @@ pub trait DataSet {
 macro_rules! data_sets {
     ($($(#[$doc:meta])* $section:literal => $variant:ident($config:ident), $known:expr;)*) => {
         /// The `[data]` section: which series, and its options.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         pub enum DataConfig {
             $($(#[$doc])* #[serde(rename = $section)] $variant($config),)*
         }

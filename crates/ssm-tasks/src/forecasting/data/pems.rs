@@ -6,6 +6,8 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::error::Error;
 
@@ -58,7 +60,7 @@ const fn known(
 }
 
 /// Which district.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PemsVariant {
     /// District 3.
     #[serde(rename = "03")]
@@ -75,7 +77,7 @@ pub enum PemsVariant {
 }
 
 /// `[data.pems]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PemsConfig {
     /// `"03"`, `"04"`, `"07"` or `"08"`; required.

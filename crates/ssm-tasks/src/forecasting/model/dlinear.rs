@@ -5,6 +5,7 @@ use burn::{
     nn::Linear,
     tensor::{Device, Tensor, module::avg_pool1d, ops::AvgPoolOptions},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::init::Init;
 use ssm_train::config::Issue;
@@ -13,7 +14,7 @@ use super::N_MAX;
 use crate::forecasting::window::Input;
 
 /// `[model.dlinear]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DLinearConfig {
     /// Rows of the moving average, odd, 1..=65535. Default 25, as published.

@@ -7,6 +7,7 @@ use burn::{
     module::Module,
     tensor::{Device, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::init::Init;
 use ssm_train::config::Issue;
@@ -28,7 +29,7 @@ pub(super) const N_PARAMS_MAX: usize = 10_000_000_000;
 macro_rules! forecasters {
     ($($(#[$doc:meta])* $section:literal => $variant:ident($config:ident);)*) => {
         /// The `[model]` section: which forecaster, and its sizes.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         pub enum ForecasterConfig {
             $($(#[$doc])* #[serde(rename = $section)] $variant($config),)*
         }

@@ -5,6 +5,7 @@ use burn::{
     nn::{LayerNorm, LayerNormConfig, Linear},
     tensor::{Device, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use ssm_core::{
     init::Init,
@@ -19,7 +20,7 @@ use crate::{forecasting::window::Input, given};
 
 /// `[model.s_mamba]`. Defaults are those of the published program (S-D-Mamba@e7e8bf0, `run.py`),
 /// but for `d_ff`, which every published script sets to `d_model`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SMambaConfig {
     /// Width of a token, 1..=65536. Default 512.
@@ -38,6 +39,7 @@ pub struct SMambaConfig {
     /// The mixer of each direction. Default `mamba`; sizes that `[model.s_mamba.mixer.mamba]` leaves
     /// out are `d_state = 32`, `d_conv = 2`, `expand = 1`, and not those of a Mamba by itself.
     #[serde(deserialize_with = "mixer")]
+    #[schemars(with = "MixerConfig")]
     pub mixer: MixerConfig,
 }
 

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -20,7 +21,7 @@ use crate::lm::{
 };
 
 /// `[data.copying]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CopyingConfig {
     /// Longest string of the training, 1..=16777216. Default 64.

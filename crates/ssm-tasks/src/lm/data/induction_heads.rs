@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -20,7 +21,7 @@ use crate::lm::{
 };
 
 /// `[data.induction_heads]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InductionHeadsConfig {
     /// Length of a training sequence, 3..=16777216. Default 256 (paper).

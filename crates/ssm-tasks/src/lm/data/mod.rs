@@ -14,6 +14,7 @@ mod text;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -88,7 +89,7 @@ pub trait DataSet {
 macro_rules! data_sets {
     ($($(#[$doc:meta])* $section:literal => $variant:ident($config:ident), $known:expr;)*) => {
         /// The `[data]` section: which data set, and its options.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         pub enum DataConfig {
             $($(#[$doc])* #[serde(rename = $section)] $variant($config),)*
         }

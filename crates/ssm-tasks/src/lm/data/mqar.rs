@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -21,7 +22,7 @@ use crate::lm::{
 };
 
 /// `[data.mqar]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MqarConfig {
     /// Length of a sequence, a multiple of 2 of at least `4 * n_pairs`, up to 16777216. Default 256.

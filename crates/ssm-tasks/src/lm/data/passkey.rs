@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -28,7 +29,7 @@ const N_DIGITS: usize = 5;
 const LEAST: usize = BEFORE.len() + N_DIGITS + 2 + QUESTION.len() + N_DIGITS - 1;
 
 /// `[data.passkey]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PasskeyConfig {
     /// Bytes of a training sequence, 45..=16777216. Default 512.

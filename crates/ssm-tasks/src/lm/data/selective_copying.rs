@@ -9,6 +9,7 @@
 use std::path::PathBuf;
 
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -22,7 +23,7 @@ use crate::lm::{
 };
 
 /// `[data.selective_copying]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SelectiveCopyingConfig {
     /// Places that tokens are scattered over, 1..=16777216. Default 4096 (paper).

@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::error::Error;
 
@@ -30,7 +31,7 @@ pub(super) const KNOWN: [KnownSet; 1] = [KnownSet {
 }];
 
 /// `[data.shakespeare_char]`; no options.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ShakespeareCharConfig {}
 

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -9,7 +10,7 @@ use super::{Corpus, DataSet, Parts};
 use crate::lm::{config::LmOptions, shards, stream::Stream, tokenizer::Tokenizer};
 
 /// A corpus of a mixture.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
     /// Directory that `ssm tokenize` wrote.
@@ -24,7 +25,7 @@ fn one() -> f64 {
 }
 
 /// `[data.shards]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShardsConfig {
     /// What to train on, at least one: `train = [{ dir = "tokens" }]`. All have the same vocabulary.

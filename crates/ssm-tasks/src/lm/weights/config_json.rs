@@ -74,7 +74,7 @@ impl ModelJson {
         fields.only("tie_word_embeddings", &[json!(true)])?;
         let d_model = fields.size("hidden_size")?;
         let expand = fields.size_or("expand", 2)?;
-        fields.only("intermediate_size", &[json!(expand * d_model)])?;
+        fields.only("intermediate_size", &[json!(expand.saturating_mul(d_model))])?;
         let mamba = MambaConfig {
             d_state: fields.size_or("state_size", 16)?,
             d_conv: fields.size_or("conv_kernel", 4)?,
@@ -108,7 +108,9 @@ impl ModelJson {
             ..MambaConfig::default()
         };
         let multiple = fields.size_or("pad_vocab_size_multiple", 8)?;
-        let n_rows = fields.size("vocab_size")?.next_multiple_of(multiple);
+        let n_vocab = fields.size("vocab_size")?;
+        let n_rows = n_vocab.checked_next_multiple_of(multiple);
+        let n_rows = n_rows.ok_or_else(|| format!("`vocab_size`: {n_vocab} is too large"))?;
         let (d_model, n_layer) = (fields.size("d_model")?, fields.size("n_layer")?);
         Self::checked(d_model, n_layer, mamba, Layout::StateSpaces, n_rows)
     }
@@ -129,6 +131,19 @@ impl ModelJson {
             Some(issue) => Err(issue.to_string()),
             None => Ok(Self { config, layout, n_rows }),
         }
+    }
+
+    /// Numbers that a file of such weights holds at least: the matrices of the projections, and the
+    /// embedding.
+    pub(super) fn least_parameters(&self) -> u128 {
+        let MambaLmConfig { d_model, n_layer, mixer, .. } = &self.config;
+        let [d_model, n_layer, n_rows] = [*d_model, *n_layer, self.n_rows].map(|n| n as u128);
+        let MixerConfig::Mamba(mamba) = mixer else { return 0 };
+        let [expand, d_state, d_conv] =
+            [mamba.expand, mamba.d_state, mamba.d_conv].map(|n| n as u128);
+        let rank = mamba.dt_rank(self.config.d_model) as u128;
+        let channel = 3 * d_model + 2 * rank + 3 * d_state + d_conv;
+        n_rows * d_model + n_layer * expand * d_model * channel
     }
 
     /// The text of the file.

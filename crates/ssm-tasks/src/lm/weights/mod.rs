@@ -242,6 +242,18 @@ pub fn import(dir: &Path, tokenizer: Option<&Path>, device: &Device) -> Result<I
         Format::Safetensors => safetensors_tensors(&path)?,
         Format::Torch => pt_tensors(&path)?,
     };
+    // Before anything is allocated that `config.json` alone asks for.
+    let held: usize = tensors.values().map(|array| array.values.len()).sum();
+    let needed = json.least_parameters();
+    // What is a little wrong is named key by key further on.
+    if needed > 16 * held as u128 + (1 << 20) {
+        let hint = "the weights have to be those that `config.json` describes";
+        return Err(Error::Data {
+            path,
+            message: format!("holds {held} numbers, `config.json` asks for {needed} or more"),
+            hint: Some(hint.to_owned()),
+        });
+    }
     let beside = dir.join("tokenizer.json");
     let named = tokenizer.or_else(|| beside.is_file().then_some(beside.as_path()));
     let vocabulary = match named {

@@ -5,6 +5,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::error::Error;
 
@@ -85,7 +87,7 @@ pub(super) const KNOWN: [KnownSet; 6] = [
 ];
 
 /// Which of the sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClassicVariant {
     /// Molecules that smell of musk, version 1.
@@ -103,7 +105,7 @@ pub enum ClassicVariant {
 }
 
 /// `[data.classic]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClassicConfig {
     /// `"musk1"`, `"musk2"`, `"elephant"`, `"fox"`, `"tiger"` or `"ucsb_breast_cancer"`; required.

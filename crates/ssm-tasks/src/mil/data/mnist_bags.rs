@@ -5,6 +5,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use rand_chacha::rand_core::Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -51,7 +52,7 @@ const PIXEL_MEAN: f32 = 0.1307;
 const PIXEL_STD: f32 = 0.3081;
 
 /// `[data.mnist_bags]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MnistBagsConfig {
     /// The digit that makes a bag positive, 0..=9. Default 9 (Ilse et al. 2018).

@@ -12,6 +12,8 @@ mod slides;
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -55,7 +57,7 @@ pub trait DataSet {
 macro_rules! data_sets {
     ($($(#[$doc:meta])* $section:literal => $variant:ident($config:ident), $known:expr;)*) => {
         /// The `[data]` section: which data set, and its options.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         pub enum DataConfig {
             $($(#[$doc])* #[serde(rename = $section)] $variant($config),)*
         }

@@ -7,6 +7,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use rand_chacha::rand_core::Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -22,7 +23,7 @@ use crate::{
 pub(super) const KNOWN: [KnownSet; 0] = [];
 
 /// `[data.neighbours]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NeighboursConfig {
     /// Patches in a row, 4..=4096. Default 32.

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::{config::Issue, error::Error};
 
@@ -17,7 +19,7 @@ use crate::{
 pub(super) const KNOWN: [KnownSet; 0] = [];
 
 /// `[data.simulated_survival]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimulatedSurvivalConfig {
     /// Patients, 20..=1000000, one slide each. Default 400.

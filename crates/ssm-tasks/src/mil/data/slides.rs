@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::JsonSchema;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::{
     config::{Issue, nearest},
@@ -29,7 +31,7 @@ pub(super) const KNOWN: [KnownSet; 0] = [];
 const MAX_NAMES: usize = 5;
 
 /// `[data.slides]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SlidesConfig {
     /// CSV file with one row a slide: as it is, or below a data directory; required.

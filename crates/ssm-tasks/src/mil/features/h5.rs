@@ -10,6 +10,10 @@ use super::{Array, COORDS, Contents, Kind, features_among, missing, refuse};
 /// HDF5's number of h5py's own filter LZF.
 const LZF: &str = "32000";
 
+/// Bytes that a byte of deflate unpacks to at most. What a damaged header claims beyond is not even
+/// allocated.
+const DEFLATED: u64 = 1032;
+
 /// Reads features and coordinates from the root of a file.
 ///
 /// # Errors
@@ -56,6 +60,12 @@ fn array(path: &Path, dataset: &Dataset, key: &str) -> Result<Array, Error> {
     let too_large = || refuse(path, format!("`{key}` of shape {:?} is too large", dataset.shape()));
     let shape = dataset.shape().iter().map(|size| usize::try_from(*size).ok());
     let shape: Vec<usize> = shape.collect::<Option<_>>().ok_or_else(too_large)?;
+    let size = shape.iter().try_fold(kind.size(), |size, n| size.checked_mul(*n));
+    let stored = path.metadata().map_or(u64::MAX, |file| file.len());
+    let largest = stored.saturating_mul(DEFLATED);
+    if size.is_none_or(|size| size as u64 > largest) {
+        return Err(too_large());
+    }
     // Native order is little-endian wherever this program runs; files of the other order are turned.
     let bytes = dataset.read_native_bytes().map_err(|reason| broken(path, &reason.to_string()))?;
     kind.array(shape, &bytes).map_err(|reason| refuse(path, format!("`{key}`: {reason}")))

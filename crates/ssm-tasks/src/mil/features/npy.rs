@@ -1,15 +1,12 @@
 //! NumPy arrays: `.npy` files and `.npz` archives of them.
 
-use std::{
-    borrow::Cow,
-    io::{Cursor, Read},
-};
+use std::{borrow::Cow, io::Cursor};
 
 use ssm_train::error::Error;
 use zip::{ZipArchive, result::ZipError};
 
 use super::{Array, Kind};
-use crate::data::DataFile;
+use crate::data::{DataFile, UNPACKED_MAX, read_at_most};
 
 const HINT: Option<&str> = Some("the file may be cut off; get it again");
 
@@ -30,7 +27,7 @@ pub(super) fn npz_names(file: &DataFile) -> Result<Vec<String>, Error> {
 pub fn npz_array(file: &DataFile, key: &str) -> Result<Array, Error> {
     let mut archive = open(file)?;
     let names: Vec<String> = archive.file_names().flatten().map(Cow::into_owned).collect();
-    let mut entry = match archive.by_name(&format!("{key}.npy")) {
+    let entry = match archive.by_name(&format!("{key}.npy")) {
         Ok(entry) => entry,
         Err(ZipError::FileNotFound) => {
             let got = names.join(", ");
@@ -38,10 +35,11 @@ pub fn npz_array(file: &DataFile, key: &str) -> Result<Array, Error> {
         }
         Err(reason) => return Err(file.error(format!("not a .npz archive: {reason}"), HINT)),
     };
-    let mut bytes = Vec::new();
-    entry
-        .read_to_end(&mut bytes)
-        .map_err(|reason| file.error(format!("array `{key}`: {reason}"), HINT))?;
+    let bytes = read_at_most(entry, UNPACKED_MAX)
+        .map_err(|reason| file.error(format!("array `{key}`: {reason}"), HINT))?
+        .ok_or_else(|| {
+            file.error(format!("array `{key}`: unpacks to more than {UNPACKED_MAX} bytes"), None)
+        })?;
     parse(&bytes).map_err(|reason| file.error(format!("array `{key}`: {reason}"), None))
 }
 

@@ -3,11 +3,7 @@
 //! The crates that read such files expect the weights of a model, a dictionary; CLAM stores a bare
 //! tensor. The pickle is read as data, see [`super::pickle`].
 
-use std::{
-    collections::BTreeMap,
-    io::{Cursor, Read},
-    path::Path,
-};
+use std::{collections::BTreeMap, io::Cursor, path::Path};
 
 use ssm_train::error::Error;
 use zip::ZipArchive;
@@ -16,7 +12,7 @@ use super::{
     Array, COORDS, Contents, Kind, features_among, missing,
     pickle::{self, TensorRef, Value},
 };
-use crate::data::{self, DataFile};
+use crate::data::{self, DataFile, UNPACKED_MAX};
 
 /// What a file holds: a tensor, or a dictionary.
 struct Opened<'a> {
@@ -99,11 +95,11 @@ fn entry(
     archive: &mut ZipArchive<Cursor<&[u8]>>,
     name: &str,
 ) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::new();
     let refuse = |reason: String| file.error(format!("entry `{name}`: {reason}"), None);
-    let mut entry = archive.by_name(name).map_err(|reason| refuse(reason.to_string()))?;
-    entry.read_to_end(&mut bytes).map_err(|reason| refuse(reason.to_string()))?;
-    Ok(bytes)
+    let entry = archive.by_name(name).map_err(|reason| refuse(reason.to_string()))?;
+    data::read_at_most(entry, UNPACKED_MAX)
+        .map_err(|reason| refuse(reason.to_string()))?
+        .ok_or_else(|| refuse(format!("unpacks to more than {UNPACKED_MAX} bytes")))
 }
 
 /// The numbers of a tensor in row-major order, whatever order they are stored in.

@@ -5,6 +5,7 @@ use burn::{
     nn::Linear,
     tensor::{Device, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
@@ -15,7 +16,7 @@ use ssm_train::config::Issue;
 use super::{Embedder, EmbedderConfig, Output, width_issues};
 
 /// `[model.abmil]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AbmilConfig {
     /// From instances to what is pooled.

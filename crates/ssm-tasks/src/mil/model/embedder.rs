@@ -10,6 +10,7 @@ use burn::{
         ops::{ConvOptions, MaxPoolOptions},
     },
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::{init::Init, nn::dropout};
 use ssm_train::config::Issue;
@@ -17,7 +18,7 @@ use ssm_train::config::Issue;
 use super::{dropout_issue, width_issues};
 
 /// Layers of an [`Embedder`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EmbedderConfig {
     /// Width of each layer from the input side, each 1..=65536; at least one. Default

@@ -5,6 +5,7 @@ use burn::{
     nn::{LayerNorm, LayerNormConfig, Linear},
     tensor::{Device, Tensor, activation},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
@@ -17,7 +18,7 @@ use ssm_train::config::Issue;
 use super::{Output, dropout_issue, embedder::ConvStem, width_issues, xavier};
 
 /// Which initial values the linear layers get.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Initialisation {
     /// Those of Mamba: the step size starts in `[0.001, 0.1]`.
@@ -30,7 +31,7 @@ pub enum Initialisation {
 }
 
 /// The function after the instance projection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// Gaussian error linear unit.
@@ -41,7 +42,7 @@ pub enum Activation {
 }
 
 /// `[model.mamba_mil]`. Defaults are those of the published scripts (isyangshu/MambaMIL@9aea39e).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MambaMilConfig {
     /// Width of an instance in the sequence, 1..=65536. Default 512.

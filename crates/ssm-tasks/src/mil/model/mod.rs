@@ -11,6 +11,7 @@ use burn::{
     module::Module,
     tensor::{Device, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::init::Init;
 use ssm_train::config::Issue;
@@ -38,7 +39,7 @@ pub struct Output {
 macro_rules! bag_models {
     ($($(#[$doc:meta])* $section:literal => $variant:ident($config:ident);)*) => {
         /// The `[model]` section: which bag model, and its sizes.
-        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
         pub enum BagModelConfig {
             $($(#[$doc])* #[serde(rename = $section)] $variant($config),)*
         }

@@ -5,6 +5,7 @@ use burn::{
     nn::Linear,
     tensor::{Device, Tensor},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::init::Init;
 use ssm_train::config::Issue;
@@ -15,7 +16,7 @@ use super::{Embedder, EmbedderConfig, Output};
 macro_rules! pooled {
     ($(#[$doc:meta])* $config:ident, $name:ident, $pool:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields)]
         pub struct $config {
             /// From instances to what is pooled.

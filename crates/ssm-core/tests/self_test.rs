@@ -1,0 +1,22 @@
+//! What a user runs to trust a machine passes where the thorough tests pass.
+
+use ssm_core::ops::self_test;
+
+use crate::support::devices;
+
+#[test]
+fn every_operation_passes_on_every_device() {
+    for (name, device) in devices() {
+        let tests = self_test(&device);
+        let mut ops: Vec<&str> = tests.iter().map(|test| test.op).collect();
+        ops.dedup();
+        let expected =
+            ["selective_scan", "causal_conv1d", "linear", "gelu", "reverse", "recompute"];
+        assert_eq!(ops, expected);
+        for test in &tests {
+            assert!(test.passed(), "{name}: {test:?}");
+        }
+        let with = self_test(&device.autodiff());
+        assert!(with.iter().all(|test| test.passed()), "{name} with autodiff");
+    }
+}

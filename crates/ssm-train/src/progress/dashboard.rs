@@ -1,0 +1,391 @@
+//! The whole terminal as a dashboard: curves, throughput, memory, time to go.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Stderr, Write},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ratatui::{
+    Frame, Terminal,
+    crossterm::{
+        event::{self, Event, KeyCode, KeyModifiers},
+        execute,
+        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+    },
+    layout::{Constraint, Layout, Rect},
+    prelude::CrosstermBackend,
+    style::{Color, Style},
+    symbols::Marker,
+    text::{Line, Text},
+    widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph},
+};
+use signal_hook::{consts::SIGINT, low_level};
+
+use super::StepNumbers;
+use crate::{machine, report::thin};
+
+/// Time between two pictures: often enough for the eye, seldom enough for the processor.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Points that a curve keeps.
+const MAX_POINTS: usize = 2000;
+/// Messages that are kept.
+const MAX_MESSAGES: usize = 200;
+
+/// Where messages go: to standard error, or into the dashboard while one is open.
+///
+/// Clones share the same place.
+#[derive(Clone, Default)]
+pub struct Screen(Arc<Mutex<Option<Vec<String>>>>);
+
+impl Screen {
+    fn lines(&self) -> MutexGuard<'_, Option<Vec<String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open(&self) {
+        *self.lines() = Some(Vec::new());
+    }
+
+    /// What was written since the last call.
+    fn take(&self) -> Vec<String> {
+        self.lines().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn close(&self) {
+        *self.lines() = None;
+    }
+}
+
+impl std::fmt::Debug for Screen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Screen")
+    }
+}
+
+impl Write for Screen {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.lines().as_mut() {
+            Some(lines) => {
+                let text = String::from_utf8_lossy(bytes);
+                lines.extend(text.lines().map(str::to_owned));
+                Ok(bytes.len())
+            }
+            None => io::stderr().write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// A dashboard on standard error; the terminal is given back when it is dropped.
+pub(super) struct Dashboard {
+    terminal: Terminal<CrosstermBackend<Stderr>>,
+    screen: Screen,
+    drawn: Instant,
+    state: State,
+}
+
+/// What the dashboard shows.
+struct State {
+    name: String,
+    total_steps: u64,
+    started: Instant,
+    /// Steps that were done before this process.
+    from_step: u64,
+    done: u64,
+    lr: f64,
+    grad_norm: f64,
+    best: String,
+    losses: Vec<(f64, f64)>,
+    /// Steps a second, averaged between two pictures.
+    rates: Vec<(f64, f64)>,
+    memory: Option<u64>,
+    messages: VecDeque<String>,
+    /// Whether the user asked the run to stop.
+    stopping: bool,
+}
+
+impl Dashboard {
+    pub(super) fn open(
+        name: &str,
+        total_steps: u64,
+        from_step: u64,
+        screen: Screen,
+    ) -> io::Result<Self> {
+        enable_raw_mode()?;
+        execute!(io::stderr(), EnterAlternateScreen)?;
+        let mut terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
+        // Not every terminal has a second screen, and an empty one.
+        terminal.clear()?;
+        screen.open();
+        // A panic is to be read on the terminal as it was before.
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let _ = give_back();
+            before(panic);
+        }));
+        let state = State::new(name, total_steps, from_step);
+        // Drawn as soon as there is something to show.
+        let drawn = Instant::now().checked_sub(PAUSE).unwrap_or_else(Instant::now);
+        Ok(Self { terminal, screen, drawn, state })
+    }
+
+    pub(super) fn step(&mut self, numbers: &StepNumbers, memory: impl FnOnce() -> Option<u64>) {
+        self.state.step(numbers);
+        if self.drawn.elapsed() < PAUSE {
+            return;
+        }
+        self.state.rate(self.drawn.elapsed());
+        self.state.memory = memory();
+        self.draw();
+        // Raw mode takes the meaning away from Ctrl-C; the run hears of it as of the signal.
+        while event::poll(Duration::ZERO).unwrap_or(false) {
+            if let Ok(Event::Key(key)) = event::read() {
+                let interrupts =
+                    key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
+                if interrupts || key.code == KeyCode::Char('q') {
+                    self.state.stopping = true;
+                    let _ = low_level::raise(SIGINT);
+                }
+            }
+        }
+    }
+
+    pub(super) fn best(&mut self, text: &str) {
+        text.trim().clone_into(&mut self.state.best);
+    }
+
+    pub(super) fn line(&mut self, line: String) {
+        self.state.message(line);
+        self.draw();
+    }
+
+    fn draw(&mut self) {
+        for line in self.screen.take() {
+            self.state.message(line);
+        }
+        self.drawn = Instant::now();
+        // A terminal that is gone takes no picture; the run does not need one.
+        let _ = self.terminal.draw(|frame| self.state.draw(frame));
+    }
+}
+
+impl Drop for Dashboard {
+    fn drop(&mut self) {
+        let _ = give_back();
+        self.screen.close();
+        // What was said while the dashboard was open is not lost with it.
+        for message in &self.state.messages {
+            let _ = writeln!(io::stderr(), "{message}");
+        }
+    }
+}
+
+fn give_back() -> io::Result<()> {
+    disable_raw_mode()?;
+    execute!(io::stderr(), LeaveAlternateScreen)
+}
+
+impl State {
+    fn new(name: &str, total_steps: u64, from_step: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            total_steps,
+            started: Instant::now(),
+            from_step,
+            done: from_step,
+            lr: 0.0,
+            grad_norm: 0.0,
+            best: String::new(),
+            losses: Vec::new(),
+            rates: Vec::new(),
+            memory: None,
+            messages: VecDeque::new(),
+            stopping: false,
+        }
+    }
+
+    fn step(&mut self, numbers: &StepNumbers) {
+        let StepNumbers { done, loss, lr, grad_norm } = *numbers;
+        (self.done, self.lr, self.grad_norm) = (done, lr, grad_norm);
+        push(&mut self.losses, (done as f64, loss));
+    }
+
+    fn rate(&mut self, since: Duration) {
+        let before = self.rates.last().map_or(self.from_step as f64, |(step, _)| *step);
+        let steps = self.done as f64 - before;
+        push(&mut self.rates, (self.done as f64, steps / since.as_secs_f64().max(1e-3)));
+    }
+
+    fn message(&mut self, line: String) {
+        if self.messages.len() == MAX_MESSAGES {
+            self.messages.pop_front();
+        }
+        self.messages.push_back(line);
+    }
+
+    /// Time to go, at the pace of this process.
+    fn remaining(&self) -> Option<Duration> {
+        let steps = self.done.checked_sub(self.from_step).filter(|steps| *steps > 0)?;
+        let left = self.total_steps.saturating_sub(self.done);
+        Some(self.started.elapsed().mul_f64(left as f64 / steps as f64))
+    }
+
+    fn draw(&self, frame: &mut Frame<'_>) {
+        let [head, curves, facts, messages, keys] = Layout::vertical([
+            Constraint::Length(1),
+            Constraint::Min(8),
+            Constraint::Length(3),
+            Constraint::Length(6),
+            Constraint::Length(1),
+        ])
+        .areas(frame.area());
+        let share = self.done as f64 / self.total_steps.max(1) as f64;
+        let eta = self.remaining().map_or_else(|| "?".to_owned(), clock);
+        let label = format!("{}  step {}/{}  eta {eta}", self.name, self.done, self.total_steps);
+        frame.render_widget(
+            Gauge::default().ratio(share.clamp(0.0, 1.0)).label(label).gauge_style(Color::Blue),
+            head,
+        );
+        let [loss, rate] =
+            Layout::horizontal([Constraint::Percentage(65), Constraint::Percentage(35)])
+                .areas(curves);
+        chart(frame, loss, "training loss", &self.losses, Color::Cyan);
+        chart(frame, rate, "steps a second", &self.rates, Color::Green);
+
+        let last = self.losses.last().map_or(f64::NAN, |(_, loss)| *loss);
+        let memory = self.memory.map_or_else(|| "-".to_owned(), machine::readable);
+        let rate = self.rates.last().map_or(0.0, |(_, rate)| *rate);
+        let facts_text = format!(
+            "loss {last:.4}   lr {:.2e}   gradient {:.3}   {rate:.1} steps/s   memory {memory}   {}",
+            self.lr, self.grad_norm, self.best
+        );
+        frame.render_widget(Paragraph::new(facts_text).block(Block::bordered()), facts);
+        let room = usize::from(messages.height.saturating_sub(2));
+        let shown = self.messages.iter().rev().take(room).rev().map(|line| Line::raw(line.clone()));
+        frame.render_widget(
+            Paragraph::new(Text::from_iter(shown)).block(Block::bordered().title("messages")),
+            messages,
+        );
+        let hint = if self.stopping {
+            "stopping: the step is finished and saved"
+        } else {
+            "q or Ctrl-C: save and stop"
+        };
+        frame.render_widget(Paragraph::new(hint).style(Style::new().dim()), keys);
+    }
+}
+
+/// Adds a point; a curve that has grown too long keeps its peaks and troughs.
+fn push(curve: &mut Vec<(f64, f64)>, point: (f64, f64)) {
+    if point.1.is_finite() {
+        curve.push(point);
+    }
+    if curve.len() > MAX_POINTS {
+        *curve = thin(curve, MAX_POINTS / 2);
+    }
+}
+
+fn chart(frame: &mut Frame<'_>, area: Rect, title: &str, points: &[(f64, f64)], colour: Color) {
+    let range = |values: &mut dyn Iterator<Item = f64>| {
+        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+            (low.min(value), high.max(value))
+        });
+        if low > high {
+            return [0.0, 1.0];
+        }
+        // A level line needs room too.
+        let room = if high > low { 0.0 } else { (high.abs() * 0.05).max(0.5) };
+        [low - room, high + room]
+    };
+    let x = range(&mut points.iter().map(|point| point.0));
+    let y = range(&mut points.iter().map(|point| point.1));
+    let labels = |ends: [f64; 2], digits: usize| {
+        [ends[0], ends[0].midpoint(ends[1]), ends[1]].map(|value| format!("{value:.digits$}"))
+    };
+    let dataset = Dataset::default()
+        .marker(Marker::Braille)
+        .graph_type(GraphType::Line)
+        .style(Style::new().fg(colour))
+        .data(points);
+    let axis = || Axis::default().style(Style::new().dim());
+    let digits = if y[1] < 100.0 { 3 } else { 1 };
+    frame.render_widget(
+        Chart::new(vec![dataset])
+            .block(Block::bordered().title(title.to_owned()))
+            .x_axis(axis().bounds(x).labels(labels(x, 0)))
+            .y_axis(axis().bounds(y).labels(labels(y, digits))),
+        area,
+    );
+}
+
+/// `1:02:03`, or `2:03` below an hour.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if hours > 0 {
+        format!("{hours}:{minutes:02}:{seconds:02}")
+    } else {
+        format!("{minutes}:{seconds:02}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+
+    #[test]
+    fn the_dashboard_shows_where_the_run_stands() {
+        let mut state = State::new("etth1", 100, 10);
+        for done in 11..=60 {
+            state.step(&StepNumbers { done, loss: 1.0 / done as f64, lr: 1e-3, grad_norm: 0.5 });
+        }
+        state.rate(Duration::from_secs(1));
+        state.memory = Some(3 << 30);
+        state.best = "best mse 0.3812".to_owned();
+        state.message("step 50/100: validation mse 0.3812".to_owned());
+        let mut terminal = Terminal::new(TestBackend::new(110, 30)).unwrap();
+        terminal.draw(|frame| state.draw(frame)).unwrap();
+        let text = terminal.backend().to_string();
+        for shown in [
+            "etth1  step 60/100  eta 0:00",
+            "training loss",
+            "steps a second",
+            "loss 0.0167",
+            "lr 1.00e-3",
+            "50.0 steps/s",
+            "memory 3.0 GiB",
+            "best mse 0.3812",
+            "step 50/100: validation",
+            "save and stop",
+        ] {
+            assert!(text.contains(shown), "no `{shown}` in\n{text}");
+        }
+        // Nothing to show yet, and hardly any room to do so.
+        let mut small = Terminal::new(TestBackend::new(12, 4)).unwrap();
+        small.draw(|frame| State::new("x", 0, 0).draw(frame)).unwrap();
+    }
+
+    #[test]
+    fn messages_go_to_an_open_dashboard() {
+        let screen = Screen::default();
+        screen.open();
+        let mut writer = screen.clone();
+        write!(writer, " INFO one\n WARN two\n").unwrap();
+        assert_eq!(screen.take(), [" INFO one", " WARN two"]);
+        assert_eq!(screen.take(), [""; 0]);
+    }
+
+    #[test]
+    fn times_are_read_as_clocks() {
+        for (seconds, text) in [(0, "0:00"), (125, "2:05"), (3723, "1:02:03")] {
+            assert_eq!(clock(Duration::from_secs(seconds)), text);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! What every replica of a run holds, and the part of a step that it takes.
+
+use std::{path::PathBuf, rc::Rc};
+
+use burn::{
+    module::{Module, ModuleMapper, Param, ParamId},
+    optim::ModuleOptimizer,
+    tensor::{Bool, Device, ExecutionError, Int, Tensor},
+};
+
+use crate::{
+    checkpoint::Checkpoint,
+    collective::{Collective, Order, share},
+    config::Config,
+    device,
+    error::Error,
+    gradients::{Accumulation, Gradient, is_host},
+    optim,
+    plan::{Plan, micro_batch_seed},
+    task::Task,
+};
+
+/// Data, device and optimiser of a replica, and its way to the others.
+pub(super) struct Replica<'a, T: Task> {
+    pub(super) config: &'a Config<T::Config>,
+    pub(super) task: T,
+    pub(super) device: Device,
+    pub(super) plan: Plan,
+    pub(super) optimizer: ModuleOptimizer,
+    pub(super) collective: Rc<dyn Collective>,
+    on_host: bool,
+}
+
+impl<'a, T: Task> Replica<'a, T> {
+    /// Reads the data and builds the model with fresh parameters.
+    pub(super) fn build(
+        config: &'a Config<T::Config>,
+        data_dirs: &[PathBuf],
+        index: usize,
+        collective: Rc<dyn Collective>,
+    ) -> Result<(Self, T::Model), Error> {
+        let turn = collective.turn();
+        let device = device::open(&config.device.backend, index)?.autodiff();
+        let settings = config.settings(data_dirs.to_vec());
+        let (task, model) = T::new(&config.task, &config.data, &config.model, &settings, &device)?;
+        let model = model.map(&mut Settle { next_id: 1 });
+        let plan = Plan::of(config, task.batches_per_epoch())?;
+        let optimizer = optim::build(&config.optim, &model, &device);
+        let on_host = is_host(&device);
+        drop(turn);
+        Ok((Self { config, task, device, plan, optimizer, collective, on_host }, model))
+    }
+
+    /// Gradient of a step over all replicas. Random numbers are those of the micro-batch, whatever
+    /// came before it and whoever computes it.
+    pub(super) fn differentiate(&self, model: &T::Model, step: u64) -> Result<Gradient, Error> {
+        let batches = self.plan.micro_batches(step);
+        let (rank, size) = (self.collective.rank(), self.collective.size());
+        let mut sum = Accumulation::new(batches.end - batches.start);
+        for index in share(&batches, rank, size) {
+            let batch = in_span!("data", self.task.batch(index))?;
+            let _turn = self.collective.turn();
+            let seed = self.config.run.seed;
+            self.device.seed(micro_batch_seed(seed, step, index - batches.start));
+            let loss = in_span!("forward", self.task.loss(model, batch));
+            in_span!("backward", sum.add(model, loss));
+        }
+        if size > 1 {
+            let _span = tracing::trace_span!("collective").entered();
+            let numbers = sum.numbers().map_err(|error| self.device_failed(&error, step))?;
+            sum.share(model, numbers, self.collective.as_ref())?;
+        }
+        let clip_norm = self.config.train.clip_norm;
+        let gradient = in_span!("norm", sum.finish(model, clip_norm, self.on_host))
+            .map_err(|error| self.device_failed(&error, step))?;
+        gradient.check_finite(model, step)?;
+        Ok(gradient)
+    }
+
+    /// Learning rate of a step.
+    pub(super) fn lr(&self, step: u64) -> f64 {
+        let Plan { total_steps, steps_per_epoch, .. } = self.plan;
+        let factor = self.config.schedule.factor(step, total_steps, steps_per_epoch);
+        self.config.optim.lr() * factor
+    }
+
+    fn device_failed(&self, error: &ExecutionError, step: u64) -> Error {
+        Error::Device {
+            device: self.config.device.backend.clone(),
+            message: format!("failed at step {step}: {error}"),
+            hint: Some(
+                "a smaller `train.batch_size` with `train.accumulate` needs less memory".into(),
+            ),
+        }
+    }
+
+    /// Does what replica 0 says, until it says that it is over.
+    pub(super) fn follow(mut self, mut model: T::Model) -> Result<(), Error> {
+        let start = Checkpoint::unpack(&self.collective.broadcast(Vec::new())?)?;
+        model = start.model(model)?;
+        self.optimizer = start.optimizer(self.optimizer)?;
+        drop(start);
+        while let Order::Step(step) = Order::of(&self.collective.broadcast(Vec::new())?) {
+            let gradient = self.differentiate(&model, step)?;
+            let lr = self.lr(step);
+            model = self.optimizer.step(lr, model, gradient.params);
+        }
+        Ok(())
+    }
+}
+
+/// Gives every parameter its value and its identity.
+///
+/// Burn draws initial values when they are first used, which must be now, not after the generator was
+/// seeded for a step. And it numbers parameters at random; counted, equal runs have equal files.
+struct Settle {
+    next_id: u64,
+}
+
+impl Settle {
+    fn id(&mut self) -> ParamId {
+        self.next_id += 1;
+        ParamId::from(self.next_id - 1)
+    }
+}
+
+impl ModuleMapper for Settle {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(self.id(), value, mapper)
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(self.id(), value, mapper)
+    }
+
+    fn map_bool<const D: usize>(
+        &mut self,
+        param: Param<Tensor<D, Bool>>,
+    ) -> Param<Tensor<D, Bool>> {
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(self.id(), value, mapper)
+    }
+}

@@ -1,0 +1,132 @@
+//! `ssm doctor`: what this binary finds on this machine, and whether it computes what it should.
+
+use clap::Args;
+use ssm_tasks::{SelfTest, self_test};
+use ssm_train::{
+    Error,
+    device::{self, Found},
+    machine,
+    report::Table,
+    run_dir::Session,
+};
+
+use crate::{device_section, print_tables};
+
+#[derive(Args)]
+pub(crate) struct DoctorArgs {
+    /// Test this device only, as in `cuda:0`. Default: every device.
+    #[arg(long, value_name = "BACKEND[:INDEX]")]
+    device: Option<String>,
+    /// Print the tables as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &DoctorArgs) -> Result<(), Error> {
+    let mut found = device::all();
+    if let Some(text) = &args.device {
+        let section = device_section(text)?;
+        let backend = device::resolve(&section.backend, section.index)?;
+        found.retain(|found| found.backend == backend && found.index == section.index);
+    }
+    let tested: Vec<(String, Vec<SelfTest>)> =
+        found.iter().map(|found| (found.to_string(), self_test(&found.device))).collect();
+    let tables = [program(), backends(), devices(&found), tests(&tested)];
+    print_tables(&tables, args.json)?;
+    for (device, tests) in tested {
+        let failed: Vec<&SelfTest> = tests.iter().filter(|test| !test.passed()).collect();
+        if let Some(first) = failed.first() {
+            return Err(Error::Device {
+                device,
+                message: format!(
+                    "{} of {} self-tests failed, the first is `{}` ({})",
+                    failed.len(),
+                    tests.len(),
+                    first.op,
+                    first.shape
+                ),
+                hint: Some(
+                    "results of this device are wrong: update its driver, or use another device"
+                        .into(),
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn table(title: &str, columns: &[&str], rows: Vec<Vec<String>>) -> Table {
+    let columns = columns.iter().map(|column| (*column).to_owned()).collect();
+    Table { title: title.to_owned(), columns, rows, note: String::new() }
+}
+
+fn program() -> Table {
+    let here = Session::here(0, "", 0);
+    let rows = [
+        ("version", here.version),
+        ("burn", here.burn),
+        ("instructions", here.simd),
+        ("threads", here.cpus.to_string()),
+    ];
+    let rows = rows.map(|(name, value)| vec![name.to_owned(), value]).to_vec();
+    table("program", &["what", "value"], rows)
+}
+
+fn backends() -> Table {
+    let row = |(name, compiled): (&str, bool)| {
+        let (state, n_devices) = match compiled {
+            true => ("compiled in", device::count(name).to_string()),
+            false => ("not compiled in", "-".to_owned()),
+        };
+        vec![name.to_owned(), state.to_owned(), n_devices]
+    };
+    let rows = device::backends().into_iter().map(row).collect();
+    table("backends", &["backend", "state", "devices"], rows)
+}
+
+fn devices(found: &[Found]) -> Table {
+    let row = |found: &Found| {
+        let memory = found.memory().map_or_else(|| "-".to_owned(), machine::readable);
+        vec![
+            found.to_string(),
+            found.name().unwrap_or_else(|| "-".to_owned()),
+            found.float_types().join(" "),
+            memory,
+        ]
+    };
+    let columns = ["device", "name", "float types", "memory"];
+    table("devices", &columns, found.iter().map(row).collect())
+}
+
+fn tests(tested: &[(String, Vec<SelfTest>)]) -> Table {
+    let mut rows = Vec::new();
+    for (device, tests) in tested {
+        for test in tests {
+            let [error, worst, time] = match &test.outcome {
+                Ok(measured) => [
+                    format!("{:.1e}", measured.error),
+                    measured.worst.to_owned(),
+                    format!("{:.2}", measured.time.as_secs_f64() * 1e3),
+                ],
+                Err(panic) => ["-".to_owned(), panic.clone(), "-".to_owned()],
+            };
+            rows.push(vec![
+                device.clone(),
+                test.op.to_owned(),
+                test.shape.clone(),
+                error,
+                format!("{:.1e}", test.bound),
+                worst,
+                time,
+                if test.passed() { "passed" } else { "FAILED" }.to_owned(),
+            ]);
+        }
+    }
+    let columns = ["device", "op", "shape", "error", "bound", "worst", "ms", "result"];
+    let mut table = table("self-tests", &columns, rows);
+    table.note =
+        "Error: RMS of the difference to the specification in f64 over its RMS, the worst of \
+                  all outputs and gradients. Time: forward, backward and copies to the host."
+            .to_owned();
+    table
+}
