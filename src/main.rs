@@ -261,10 +261,14 @@ fn print_tables(tables: &[Table], json: bool) -> Result<(), Error> {
     }
     let rows = |table: &Table| -> serde_json::Value {
         let row = |row: &Vec<String>| -> serde_json::Value {
-            let cells = table.columns.iter().cloned().zip(row.iter().map(|cell| {
-                cell.parse::<f64>().map_or_else(|_| cell.clone().into(), serde_json::Value::from)
-            }));
-            serde_json::Value::Object(cells.collect())
+            let value = |cell: &String| match (cell.parse::<i64>(), cell.parse::<f64>()) {
+                (Ok(count), _) => count.into(),
+                (_, Ok(number)) => number.into(),
+                _ => cell.clone().into(),
+            };
+            serde_json::Value::Object(
+                table.columns.iter().cloned().zip(row.iter().map(value)).collect(),
+            )
         };
         table.rows.iter().map(row).collect()
     };

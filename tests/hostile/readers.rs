@@ -62,12 +62,12 @@ unsafe impl GlobalAlloc for Watch {
 const LARGEST_ALLOWED: usize = 64 << 20;
 
 /// A file: its name, which may decide how it is read, and its bytes.
-pub type File = (String, Vec<u8>);
+pub(crate) type File = (String, Vec<u8>);
 
 /// A reader, ready to read.
-pub struct Reader {
+pub(crate) struct Reader {
     /// Good files of every kind.
-    pub files: Vec<File>,
+    pub(crate) files: Vec<File>,
     /// Reads a file of this name or refuses it with a message; anything else is a panic.
     read: Box<dyn Fn(&str, &[u8])>,
 }
@@ -78,7 +78,7 @@ impl Reader {
     }
 
     /// Reads `bytes` in the place of a good file; panics for an allocation out of proportion too.
-    pub fn case(&self, file: usize, bytes: &[u8]) {
+    pub(crate) fn case(&self, file: usize, bytes: &[u8]) {
         let (name, _) = &self.files[file];
         LARGEST.store(0, Ordering::Relaxed);
         (self.read)(name, bytes);
@@ -92,7 +92,7 @@ impl Reader {
 }
 
 /// Every reader by its name.
-pub const READERS: &[(&str, fn() -> Reader)] = &[
+pub(crate) const READERS: &[(&str, fn() -> Reader)] = &[
     ("archives", archives),
     ("configurations", configurations),
     ("features", features_of_slides),
@@ -106,7 +106,7 @@ pub const READERS: &[(&str, fn() -> Reader)] = &[
 ];
 
 /// The reader of this name.
-pub fn reader(name: &str) -> Reader {
+pub(crate) fn reader(name: &str) -> Reader {
     let found = READERS.iter().find(|(known, _)| *known == name);
     found.unwrap_or_else(|| panic!("no reader `{name}`")).1()
 }
