@@ -38,7 +38,7 @@ pub struct MilOptions {
     pub shuffle_instances: bool,
     /// Time bins of survival, 2..=64. Default 4 (published).
     pub n_bins: usize,
-    /// Resamples behind each confidence interval, 100..=1000000. Default 1000.
+    /// Resamples of patients behind each confidence interval, 100..=1000000. Default 1000.
     pub bootstrap: usize,
     /// How folds are made where the data brings none.
     pub split: SplitOptions,

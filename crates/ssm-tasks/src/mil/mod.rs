@@ -231,7 +231,7 @@ impl Task for MilTask {
         let device = model.device();
         let weight = batch.0.len() as f64;
         let losses = batch.0.into_iter().map(|(slide, bag)| {
-            let logits = model.forward(instances(&bag, &device)).logits;
+            let logits = model.forward(instances(bag, &device)).logits;
             self.loss_of(logits, slide)
         });
         let sum = losses.reduce(|sum, loss| sum + loss);
@@ -337,10 +337,10 @@ impl MilTask {
     }
 }
 
-/// `[n_instances, d_feature]` on a device.
-fn instances(bag: &Bag, device: &Device) -> Tensor<2> {
+/// `[n_instances, d_feature]` on a device. A bag that came from a file is not copied for it.
+fn instances(bag: Arc<Bag>, device: &Device) -> Tensor<2> {
     let shape = [bag.n_instances(), bag.d_feature];
-    Tensor::from_data(TensorData::new(bag.features.clone(), shape), device)
+    Tensor::from_data(TensorData::new(Arc::unwrap_or_clone(bag).features, shape), device)
 }
 
 /// The model with fresh parameters, which every fold draws for itself.

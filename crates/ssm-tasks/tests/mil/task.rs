@@ -280,9 +280,11 @@ fn instances_are_shuffled_in_training_alone_and_anew_in_every_epoch() {
         let batches = (epoch * n..(epoch + 1) * n).map(|index| task.batch(index).unwrap());
         batches.flat_map(|batch| values(task.loss(&model, batch).mean)).collect()
     };
-    // The model reads in order. Bags come in the same order with and without, so most differ.
+    // The model reads in order. Bags come in the same order with and without; most have two to five
+    // instances, which now and then come as they were.
     let differing = losses(&plain, 0).into_iter().zip(losses(&shuffled, 0)).filter(|(a, b)| a != b);
-    assert!(differing.count() > 60, "of {n} bags, a few with one instance");
+    let n_differing = differing.count();
+    assert!(n_differing as f64 > 0.5 * n as f64, "{n_differing} of {n} bags");
     assert_eq!(losses(&shuffled, 1), losses(&shuffled, 1));
     let sum = |losses: Vec<f32>| losses.into_iter().map(f64::from).sum::<f64>();
     assert_ne!(sum(losses(&shuffled, 0)), sum(losses(&shuffled, 1)));
