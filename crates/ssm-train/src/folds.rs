@@ -98,6 +98,8 @@ pub(crate) fn conclude<T: Task>(
     let result = RunResult::new(steps, steps, &Outcome { details: Value::Null, ..outcome.clone() });
     let mut whole = config.clone();
     whole.run.fold = None;
+    // Processes that train the last folds may end at the same time.
+    let _turn = run_dir::turn(run)?;
     atomic::replace(&run.join("config.toml"), whole.to_toml().as_bytes())?;
     let report = run.join("report.html");
     atomic::replace(&report, page::<T>(config, run, n_folds, outcome)?.as_bytes())?;

@@ -314,6 +314,16 @@ fn lock(dir: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
+/// Waits until no other process writes what the folds in a directory have in common; it is over with
+/// the file.
+pub(crate) fn turn(dir: &Path) -> Result<File, Error> {
+    let path = dir.join(LOCK);
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = opened.map_err(atomic::save("write", &path))?;
+    file.lock().map_err(atomic::save("lock", &path))?;
+    Ok(file)
+}
+
 /// The commit that is checked out around `dir`, `None` outside a git checkout.
 fn git_commit(dir: &Path) -> Option<String> {
     let git = dir.ancestors().map(|dir| dir.join(".git")).find(|git| git.is_dir())?;
@@ -339,6 +349,24 @@ mod tests {
         let manifest: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
         let pinned = &manifest["workspace"]["dependencies"]["burn"]["version"];
         assert_eq!(pinned.as_str().unwrap(), format!("={BURN_VERSION}"));
+    }
+
+    #[test]
+    fn those_who_wait_for_their_turn_do_not_meet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("result.json");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let _turn = turn(dir.path()).unwrap();
+                        // Two at once take each other's unfinished file away.
+                        atomic::replace(&path, b"{}").unwrap();
+                    }
+                });
+            }
+        });
+        assert!(matches!(holder(dir.path()), Holder::Nobody));
     }
 
     #[test]
