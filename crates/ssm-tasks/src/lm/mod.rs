@@ -105,6 +105,11 @@ impl Task for LmTask {
                 let hint = "leave out `train.recompute`; shorter sequences need less memory too";
                 return Err(refuse("train.recompute", message, hint));
             }
+            Some(Recompute::Layer) if model.dropout > 0.0 => {
+                let message = "layers with dropout are not computed again".to_owned();
+                let hint = "leave out `train.recompute` or `model.dropout`";
+                return Err(refuse("train.recompute", message, hint));
+            }
             Some(Recompute::Layer) => lm.recompute_layers(),
             None => {}
         }
