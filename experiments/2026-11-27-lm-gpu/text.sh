@@ -50,7 +50,10 @@ for group in $groups; do
         fi
         ;;
     books)
-        "$ssm" tokenize "$SSM_DATA/lm/warpeace_input.txt.gz" "$SSM_DATA/lm/tiny_stories_first.txt.gz" \
+        # War and Peace is at hand with the line ends of another system, which the other texts do not have.
+        mkdir -p "$OUT/lm"
+        gzip -dc "$SSM_DATA/lm/warpeace_input.txt.gz" | sed '1s/^\xEF\xBB\xBF//' | tr -d '\r' > "$OUT/lm/warpeace_input.txt"
+        "$ssm" tokenize "$OUT/lm/warpeace_input.txt" "$SSM_DATA/lm/tiny_stories_first.txt.gz" \
             --train --vocab-size 4096 --out "$OUT/books_bpe.json"
         jobs+=("books books_bpe_mamba")
         ;;

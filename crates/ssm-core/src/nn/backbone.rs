@@ -108,6 +108,11 @@ impl Backbone {
         normed(&self.norm_f, x)
     }
 
+    /// All that this backbone is made of.
+    pub(super) fn layers_and_norm(&self) -> (&[Block], &RmsNorm) {
+        (&self.layers, &self.norm_f)
+    }
+
     /// The states before the first step.
     ///
     /// # Errors

@@ -103,6 +103,11 @@ impl Block {
         self
     }
 
+    /// All that this block is made of, unless it has a feed-forward part.
+    pub(super) fn norm_and_mixer(&self) -> Option<(&RmsNorm, &AnyMixer)> {
+        self.mlp.is_none().then_some((&self.norm, &self.mixer))
+    }
+
     fn feed_forward(&self, x: Tensor<3>) -> Tensor<3> {
         match (&self.norm2, &self.mlp) {
             (Some(norm), Some(mlp)) => {

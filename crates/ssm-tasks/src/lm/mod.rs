@@ -17,6 +17,7 @@ pub mod batch;
 pub mod bpe;
 pub mod config;
 pub mod data;
+pub mod decoder;
 pub mod generate;
 mod loss;
 pub mod made_up;
