@@ -93,12 +93,24 @@ impl Backbone {
         self.recompute = true;
     }
 
+    /// From now on training drops this share, `[0, 1)`, of what each block adds to the residual stream.
+    ///
+    /// Not together with [`Backbone::recompute_layers`]: the second pass would draw other masks.
+    pub fn drop_outputs(&mut self, share: f64) {
+        self.layers.iter_mut().for_each(|block| block.drop_outputs(share));
+    }
+
     /// Whole sequences from an empty past.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let x = self.layers.iter().fold(x, |x, block| {
             if self.recompute { recompute(block, x, Block::forward) } else { block.forward(x) }
         });
         normed(&self.norm_f, x)
+    }
+
+    /// All that this backbone is made of.
+    pub(super) fn layers_and_norm(&self) -> (&[Block], &RmsNorm) {
+        (&self.layers, &self.norm_f)
     }
 
     /// The states before the first step.

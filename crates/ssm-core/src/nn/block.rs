@@ -8,7 +8,7 @@ use burn::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Mlp, MlpConfig};
+use super::{Mlp, MlpConfig, dropout};
 use crate::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig, MixerError, MixerState},
@@ -45,6 +45,7 @@ impl BlockConfig {
             mixer: self.mixer.init(d_model, init),
             norm2: self.mlp.as_ref().map(|_| norm(init)),
             mlp: self.mlp.as_ref().map(|mlp| mlp.init(d_model, init)),
+            dropout: 0.0,
         }
     }
 }
@@ -59,13 +60,21 @@ pub struct Block {
     mixer: AnyMixer,
     norm2: Option<RmsNorm>,
     mlp: Option<Mlp>,
+    /// Share of what a part adds to the residual stream that training drops.
+    #[module(skip)]
+    dropout: f64,
 }
 
 impl Block {
+    /// From now on training drops this share, `[0, 1)`, of what mixer and feed-forward part add.
+    pub fn drop_outputs(&mut self, share: f64) {
+        self.dropout = share;
+    }
+
     /// Whole sequences from an empty past.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let mixed = self.mixer.forward(normed(&self.norm, x.clone()));
-        self.feed_forward(x + mixed)
+        self.feed_forward(x + dropout(mixed, self.dropout))
     }
 
     /// Continues from `state` and leaves the state after the last step in it.
@@ -76,7 +85,7 @@ impl Block {
         state: &mut MixerState,
     ) -> Tensor<3> {
         let mixed = self.mixer.prefill(normed(&self.norm, x.clone()), resets, state);
-        self.feed_forward(x + mixed)
+        self.feed_forward(x + dropout(mixed, self.dropout))
     }
 
     /// The mixer's state before the first step.
@@ -94,9 +103,16 @@ impl Block {
         self
     }
 
+    /// All that this block is made of, unless it has a feed-forward part.
+    pub(super) fn norm_and_mixer(&self) -> Option<(&RmsNorm, &AnyMixer)> {
+        self.mlp.is_none().then_some((&self.norm, &self.mixer))
+    }
+
     fn feed_forward(&self, x: Tensor<3>) -> Tensor<3> {
         match (&self.norm2, &self.mlp) {
-            (Some(norm), Some(mlp)) => x.clone() + mlp.forward(normed(norm, x)),
+            (Some(norm), Some(mlp)) => {
+                x.clone() + dropout(mlp.forward(normed(norm, x)), self.dropout)
+            }
             _ => x,
         }
     }
