@@ -64,6 +64,12 @@ pub struct Session {
     pub backend: String,
     /// Which of several equal devices.
     pub device_index: usize,
+    /// Replicas that trained together. One where an older version did not write it.
+    #[serde(default = "one")]
+    pub replicas: usize,
+    /// How their gradients were added up: `host memory`, `NCCL`, `MPI`; empty for a single replica.
+    #[serde(default)]
+    pub gradients: String,
     /// Processors that it may use.
     pub cpus: usize,
     /// Instructions that the CPU kernels chose, with the architecture: `x86_64 V4`. Sums are added
@@ -72,8 +78,12 @@ pub struct Session {
     pub simd: String,
 }
 
+fn one() -> usize {
+    1
+}
+
 impl Session {
-    /// The session of this process.
+    /// The session of this process, of a single replica.
     #[must_use]
     pub fn here(from_step: u64, backend: &str, device_index: usize) -> Self {
         Self {
@@ -84,6 +94,8 @@ impl Session {
             git_commit: std::env::current_dir().ok().and_then(|dir| git_commit(&dir)),
             backend: backend.into(),
             device_index,
+            replicas: 1,
+            gradients: String::new(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             simd: simd(),
         }

@@ -79,6 +79,11 @@ impl TaskConfig for LmConfig {
     fn has_layers(_model: &MambaLmConfig) -> bool {
         true
     }
+
+    fn draws_numbers(_model: &MambaLmConfig) -> bool {
+        // It has no dropout.
+        false
+    }
 }
 
 #[cfg(test)]
