@@ -2,6 +2,7 @@
 
 mod causal_conv1d;
 mod golden;
+mod layer_norm;
 mod linear;
 mod mixer_laws;
 mod order;

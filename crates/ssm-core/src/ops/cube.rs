@@ -15,7 +15,10 @@ use cubecl::{
     ir::{ElemType, features::Plane},
 };
 
-use super::{kernel::unpack, primitive::Maybe};
+use super::{
+    kernel::{self as kernels, COLUMN_LANES, COLUMN_ROWS, unpack},
+    primitive::Maybe,
+};
 
 /// Units of a cube whose units work for themselves.
 const UNITS: usize = 64;
@@ -126,6 +129,27 @@ pub(super) fn part(
         );
     }
     to
+}
+
+/// Sums over the rows of an f32 `[rows, widths[0] + widths[1]]`, its columns in two tensors.
+pub(super) fn column_sums(from: &CubeTensor, rows: usize, widths: [usize; 2]) -> [CubeTensor; 2] {
+    let [first, second] = widths.map(|width| empty_f32(from, [width]));
+    let count = cubes((widths[0] + widths[1]).div_ceil(COLUMN_LANES));
+    // SAFETY: the kernel checks its column and its row, whose numbers are those of the buffers.
+    unsafe {
+        kernels::column_sums::launch_unchecked(
+            &from.client,
+            count,
+            CubeDim::new_1d((COLUMN_LANES * COLUMN_ROWS) as u32),
+            from.clone().into_tensor_arg(),
+            first.clone().into_tensor_arg(),
+            second.clone().into_tensor_arg(),
+            rows,
+            widths[0],
+            widths[1],
+        );
+    }
+    [first, second]
 }
 
 /// Elements that a unit takes at a time: a divisor of `len`.

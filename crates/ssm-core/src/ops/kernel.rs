@@ -71,6 +71,83 @@ pub(super) fn softplus(x: f32, #[comptime] cuda: bool) -> (f32, f32) {
     (positive + 2.0 * s * series, select(x >= 0.0, r, e * r))
 }
 
+/// The sum of `value` over the units of a cube, the same bits in each.
+#[cube]
+pub(super) fn total(value: f32, sums: &mut Shared<[f32]>, #[comptime] units: usize) -> f32 {
+    let unit = UNIT_POS as usize;
+    sums[unit] = value;
+    sync_cube();
+    #[unroll]
+    for step in 0..comptime!(units.ilog2() as usize) {
+        let half = comptime!(units >> (step + 1));
+        if unit < half {
+            let other = sums[unit + half];
+            sums[unit] += other;
+        }
+        sync_cube();
+    }
+    let sum = sums[0];
+    // The next sum may not begin before all have read this one.
+    sync_cube();
+    sum
+}
+
+/// The sum of a vector's lanes.
+#[cube]
+pub(super) fn lanes<V: Size>(vector: Vector<f32, V>) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for s in 0..V::value() {
+        sum += vector.extract(s);
+    }
+    sum
+}
+
+/// Lanes of a row that a cube of [`column_sums`] adds up, and rows that it reads at a time.
+pub(super) const COLUMN_LANES: usize = 32;
+pub(super) const COLUMN_ROWS: usize = 8;
+
+/// Sums over the rows of `[rows, first + second]`, the first columns to one tensor and the others to
+/// another one.
+#[cube(launch_unchecked)]
+pub(super) fn column_sums(
+    from: &Tensor<f32>,
+    first: &mut Tensor<f32>,
+    second: &mut Tensor<f32>,
+    rows: usize,
+    n_first: usize,
+    n_second: usize,
+) {
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(COLUMN_LANES * COLUMN_ROWS));
+    let unit = UNIT_POS as usize;
+    let lane = unit % COLUMN_LANES;
+    let turn = unit / COLUMN_LANES;
+    let column = CUBE_POS * COLUMN_LANES + lane;
+    let width = n_first + n_second;
+    let mut sum = 0.0f32;
+    if column < width {
+        for step in 0..(rows + COLUMN_ROWS - 1) / COLUMN_ROWS {
+            let row = step * COLUMN_ROWS + turn;
+            if row < rows {
+                sum += from[row * width + column];
+            }
+        }
+    }
+    sums[unit] = sum;
+    sync_cube();
+    if turn == 0 && column < width {
+        #[unroll]
+        for other in 1..COLUMN_ROWS {
+            sum += sums[other * COLUMN_LANES + lane];
+        }
+        if column < n_first {
+            first[column] = sum;
+        } else {
+            second[column - n_first] = sum;
+        }
+    }
+}
+
 /// Writes `from` behind the first `offset` elements of `to`, in f32.
 #[cube(launch_unchecked)]
 pub(super) fn pack<E: Float>(
