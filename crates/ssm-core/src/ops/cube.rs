@@ -16,7 +16,7 @@ use cubecl::{
 };
 
 use super::{
-    kernel::{self as kernels, COLUMN_LANES, COLUMN_ROWS, unpack},
+    kernel::{self as kernels, COLUMN_LANES, COLUMN_ROWS, Present, unpack},
     primitive::Maybe,
 };
 
@@ -150,6 +150,86 @@ pub(super) fn column_sums(from: &CubeTensor, rows: usize, widths: [usize; 2]) ->
         );
     }
     [first, second]
+}
+
+/// The rows of a matrix cut into parts of the given widths, the last of which may be 0, in one launch;
+/// a part without width comes as a tensor that holds nothing of use.
+pub(super) fn split(from: &CubeTensor, n_rows: usize, widths: [usize; 3]) -> [CubeTensor; 3] {
+    let [first, second, third] =
+        widths.map(|width| empty(from, [n_rows, width.max(1)], from.dtype));
+    let (len, vector) = vectors(n_rows, widths);
+    let (count, dim) = independent(len);
+    let [n_first, n_second, n_third] = widths.map(|width| width / vector);
+    // SAFETY: the kernel checks the number of vectors, and `vector` divides all widths.
+    unsafe {
+        kernels::split::launch_unchecked(
+            &from.client,
+            count,
+            dim,
+            vector,
+            from.clone().into_tensor_arg(),
+            first.clone().into_tensor_arg(),
+            second.clone().into_tensor_arg(),
+            third.clone().into_tensor_arg(),
+            len,
+            n_first,
+            n_second,
+            n_third,
+            elem(from),
+        );
+    }
+    [first, second, third]
+}
+
+/// The way back from [`split`]: parts in row-major order beside each other, zeros for an absent one.
+///
+/// # Panics
+/// If all are absent.
+pub(super) fn join(
+    parts: [Option<CubeTensor>; 3],
+    n_rows: usize,
+    widths: [usize; 3],
+) -> CubeTensor {
+    let present = Present {
+        first: parts[0].is_some(),
+        second: parts[1].is_some(),
+        third: parts[2].is_some(),
+    };
+    let like = parts.iter().flatten().next().cloned();
+    // The backward pass of an operation runs because one of its outputs has a gradient.
+    let like = like.expect("a part to join");
+    let to = empty(&like, [n_rows, widths.iter().sum()], like.dtype);
+    let (len, vector) = vectors(n_rows, widths);
+    let (count, dim) = independent(len);
+    let [first, second, third] = parts.map(|part| part.unwrap_or_else(|| like.clone()));
+    let [n_first, n_second, n_third] = widths.map(|width| width / vector);
+    // SAFETY: as in `split`; of an absent part nothing is read.
+    unsafe {
+        kernels::join::launch_unchecked(
+            &to.client,
+            count,
+            dim,
+            vector,
+            first.into_tensor_arg(),
+            second.into_tensor_arg(),
+            third.into_tensor_arg(),
+            to.clone().into_tensor_arg(),
+            len,
+            n_first,
+            n_second,
+            n_third,
+            present,
+            elem(&to),
+        );
+    }
+    to
+}
+
+/// Number and size of the vectors of a matrix whose columns are cut.
+fn vectors(n_rows: usize, widths: [usize; 3]) -> (usize, usize) {
+    // What divides all widths divides their bits together.
+    let vector = vector_size(widths.iter().fold(0, |bits, width| bits | width));
+    (n_rows * widths.iter().sum::<usize>() / vector, vector)
 }
 
 /// Elements that a unit takes at a time: a divisor of `len`.

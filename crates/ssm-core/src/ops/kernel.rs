@@ -148,6 +148,79 @@ pub(super) fn column_sums(
     }
 }
 
+/// Cuts the rows of a matrix into three parts of the given widths in vectors, of which the last may be
+/// nothing; `len` vectors in all.
+#[cube(launch_unchecked)]
+pub(super) fn split<E: Float, V: Size>(
+    from: &Tensor<Vector<E, V>>,
+    first: &mut Tensor<Vector<E, V>>,
+    second: &mut Tensor<Vector<E, V>>,
+    third: &mut Tensor<Vector<E, V>>,
+    len: usize,
+    n_first: usize,
+    n_second: usize,
+    n_third: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let width = n_first + n_second + n_third;
+        let row = ABSOLUTE_POS / width;
+        let column = ABSOLUTE_POS % width;
+        let value = from[ABSOLUTE_POS];
+        if column < n_first {
+            first[row * n_first + column] = value;
+        } else if column < n_first + n_second {
+            second[row * n_second + column - n_first] = value;
+        } else {
+            third[row * n_third + column - n_first - n_second] = value;
+        }
+    }
+}
+
+/// Which parts [`join`] is given; the others are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Present {
+    pub(super) first: bool,
+    pub(super) second: bool,
+    pub(super) third: bool,
+}
+
+/// The way back from [`split`].
+#[cube(launch_unchecked)]
+pub(super) fn join<E: Float, V: Size>(
+    first: &Tensor<Vector<E, V>>,
+    second: &Tensor<Vector<E, V>>,
+    third: &Tensor<Vector<E, V>>,
+    to: &mut Tensor<Vector<E, V>>,
+    len: usize,
+    n_first: usize,
+    n_second: usize,
+    n_third: usize,
+    #[comptime] present: Present,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let width = n_first + n_second + n_third;
+        let row = ABSOLUTE_POS / width;
+        let column = ABSOLUTE_POS % width;
+        let mut value = Vector::<E, V>::new(E::from_int(0));
+        if column < n_first {
+            if comptime!(present.first) {
+                value = first[row * n_first + column];
+            }
+        } else if column < n_first + n_second {
+            if comptime!(present.second) {
+                value = second[row * n_second + column - n_first];
+            }
+        } else {
+            if comptime!(present.third) {
+                value = third[row * n_third + column - n_first - n_second];
+            }
+        }
+        to[ABSOLUTE_POS] = value;
+    }
+}
+
 /// Writes `from` behind the first `offset` elements of `to`, in f32.
 #[cube(launch_unchecked)]
 pub(super) fn pack<E: Float>(
