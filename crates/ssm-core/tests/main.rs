@@ -1,6 +1,7 @@
 //! All tests of the crate in one binary: one suite, any device.
 
 mod causal_conv1d;
+mod cross_entropy;
 mod golden;
 mod layer_norm;
 mod linear;

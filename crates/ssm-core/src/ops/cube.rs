@@ -23,6 +23,9 @@ use super::{
 /// Units of a cube whose units work for themselves.
 const UNITS: usize = 64;
 
+/// Units of the one cube that adds up a whole tensor.
+const SUM_UNITS: usize = 256;
+
 /// Most cubes along one axis that every device takes.
 const MAX_CUBES: usize = 65_535;
 
@@ -150,6 +153,25 @@ pub(super) fn column_sums(from: &CubeTensor, rows: usize, widths: [usize; 2]) ->
         );
     }
     [first, second]
+}
+
+/// `scale` times the sum of all elements of a contiguous f32 tensor, `[1]`.
+pub(super) fn sum_all(from: &CubeTensor, scale: f32) -> CubeTensor {
+    let to = empty_f32(from, [1]);
+    // SAFETY: the kernel checks its place against the number of elements.
+    unsafe {
+        kernels::sum_all::launch_unchecked(
+            &from.client,
+            CubeCount::Static(1, 1, 1),
+            CubeDim::new_1d(SUM_UNITS as u32),
+            from.clone().into_tensor_arg(),
+            to.clone().into_tensor_arg(),
+            from.meta.num_elements(),
+            scale,
+            SUM_UNITS,
+        );
+    }
+    to
 }
 
 /// The rows of a matrix cut into parts of the given widths, the last of which may be 0, in one launch;

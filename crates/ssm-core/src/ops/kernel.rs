@@ -92,6 +92,52 @@ pub(super) fn total(value: f32, sums: &mut Shared<[f32]>, #[comptime] units: usi
     sum
 }
 
+/// The largest `value` of the units of a cube.
+#[cube]
+pub(super) fn highest(value: f32, values: &mut Shared<[f32]>, #[comptime] units: usize) -> f32 {
+    let unit = UNIT_POS as usize;
+    values[unit] = value;
+    sync_cube();
+    #[unroll]
+    for step in 0..comptime!(units.ilog2() as usize) {
+        let half = comptime!(units >> (step + 1));
+        if unit < half {
+            let other = values[unit + half];
+            let own = values[unit];
+            values[unit] = select(other > own, other, own);
+        }
+        sync_cube();
+    }
+    let highest = values[0];
+    // As in `total`.
+    sync_cube();
+    highest
+}
+
+/// `scale` times the sum of all elements; one cube.
+#[cube(launch_unchecked)]
+pub(super) fn sum_all(
+    from: &Tensor<f32>,
+    to: &mut Tensor<f32>,
+    len: usize,
+    scale: f32,
+    #[comptime] units: usize,
+) {
+    let mut shared = Shared::<[f32]>::new_slice(units);
+    let unit = UNIT_POS as usize;
+    let mut sum = 0.0f32;
+    for turn in 0..(len + units - 1) / units {
+        let at = turn * units + unit;
+        if at < len {
+            sum += from[at];
+        }
+    }
+    let sum = total(sum, &mut shared, units);
+    if unit == 0 {
+        to[0] = sum * scale;
+    }
+}
+
 /// The sum of a vector's lanes.
 #[cube]
 pub(super) fn lanes<V: Size>(vector: Vector<f32, V>) -> f32 {

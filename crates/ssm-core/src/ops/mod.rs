@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|---|
 //! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd.rs` | `tiled`, `portable` | hand-written |
 //! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | `kernel.rs` | hand-written |
+//! | [`cross_entropy`] | Hsu et al. 2024, arXiv:2410.10989 | `reference.rs` | `cpu.rs` | `kernel.rs` | in the forward pass |
 //! | [`layer_norm`] | Ba et al. 2016, arXiv:1607.06450 | Burn's module | `cpu.rs` | `kernel.rs` | hand-written |
 //! | [`linear`] | - | Burn's matmul | `cpu.rs` | CubeK's | hand-written |
 //! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | `kernel.rs` | hand-written |
@@ -16,6 +17,7 @@
 
 mod autodiff;
 pub mod causal_conv1d;
+pub mod cross_entropy;
 #[cfg(feature = "cube")]
 mod cube;
 mod disjoint;

@@ -60,7 +60,7 @@ fn forward(input: LinearPrimitives<B>, options: LinearOptions) -> Vec<CubeTensor
     let product = |part: (usize, usize)| {
         let whole = part == (0, d_out);
         let cut = |t: &CubeTensor| if whole { t.clone() } else { columns(t.clone(), part) };
-        let y = multiply(x.clone(), cut(&weight));
+        let y = multiply(x.clone(), cut(&weight), dtype);
         match &bias {
             Some(bias) => B::float_add(y, cut(bias)),
             None => y,
@@ -111,7 +111,7 @@ fn backward(
                 true => weight.clone(),
                 false => columns(weight.clone(), *part),
             };
-            multiply(grad.clone(), transposed(weight))
+            multiply(grad.clone(), transposed(weight), dtype)
         });
         let sum = products.reduce(B::float_add).unwrap_or_else(|| zeros([n_rows, d_in]));
         B::float_reshape(sum, shape)
@@ -132,7 +132,7 @@ fn backward(
         }
     };
     let grad_weight = options.grad_weight.then(|| {
-        let grad = beside(d_in, &|grad| sum_of_rows(x.clone(), grad.clone()));
+        let grad = beside(d_in, &|grad| sum_of_rows(x.clone(), grad.clone(), dtype));
         cast(grad, types.weight.dtype)
     });
     let grad_bias = types.bias.into_option().map(|like| {
