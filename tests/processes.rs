@@ -188,7 +188,10 @@ fn mistakes_are_said_once() {
             "train.accumulate=1",
             "`train.accumulate`: expected at least the number of processes, 2, got `1`",
         ),
-        ("device.replicas=2", "`device.replicas`: expected 1 for processes that MPI started, got `2`"),
+        (
+            "device.replicas=2",
+            "`device.replicas`: expected 1 for processes that MPI started, got `2`",
+        ),
         ("train.stpes=2", "unknown field `stpes`"),
     ] {
         let output = mpirun(&desk, 2, "x", &[setting]).output().unwrap();

@@ -1,8 +1,10 @@
 //! All tests of the crate in one binary: one suite, any device.
 
 mod causal_conv1d;
+mod cross_entropy;
 mod decode;
 mod golden;
+mod layer_norm;
 mod linear;
 mod mixer_laws;
 mod order;

@@ -2,7 +2,7 @@
 //! our kernels against host, with gradients.
 
 use burn::tensor::{Device, FloatDType, Tensor, activation};
-use ssm_core::ops::pointwise::{gelu, host, reverse};
+use ssm_core::ops::pointwise::{gelu, host, masked, neg_exp, reverse};
 
 use crate::support::{
     Draw, assert_error, devices, dot, finite_difference, half_devices, relative_rms, tensor, values,
@@ -55,6 +55,9 @@ fn host_gradients_match_finite_differences() {
     let (x, grad_y) = case(6.0);
     let numeric = finite_difference(&x, 1e-6, |x| dot(&host::gelu(x), &grad_y));
     assert_error("gelu", &host::gelu_backward(&x, &grad_y), &numeric, 1e-7);
+    let numeric = finite_difference(&x, 1e-6, |x| dot(&host::neg_exp(x), &grad_y));
+    let exact = host::masked(&host::neg_exp(&x), &grad_y, 1.0);
+    assert_error("neg_exp", &exact, &numeric, 1e-7);
 }
 
 #[test]
@@ -97,4 +100,41 @@ fn half_precision_is_computed_in_f32() {
         let (turned, _) = run(&case, FloatDType::BF16, &device, reverse);
         assert_error(&format!("reverse on {name}"), &turned, &host::reverse(&case.0, SHAPE), 6e-3);
     }
+}
+
+#[test]
+fn decay_rates_and_masks_agree_with_the_host() {
+    let case = case(3.0);
+    let (x, grad_y) = &case;
+    let rates = host::neg_exp(x);
+    let rates_grad = host::masked(&rates, grad_y, 1.0);
+    let mask: Vec<f64> = (0..x.len()).map(|i| f64::from(u8::from(i % 3 > 0))).collect();
+    let kept = [x, grad_y].map(|values| host::masked(values, &mask, 1.5));
+    for (name, device) in devices() {
+        let dtypes = match half_devices().iter().any(|(half, _)| *half == name) {
+            true => vec![(FloatDType::F32, 3e-7), (FloatDType::BF16, 6e-3)],
+            false => vec![(FloatDType::F32, 3e-7)],
+        };
+        for (dtype, bound) in dtypes {
+            let what = format!("{dtype:?} on {name}");
+            let (y, grad) = run(&case, dtype, &device, neg_exp);
+            assert_error(&format!("neg_exp, {what}"), &y, &rates, bound);
+            assert_error(&format!("gradient of neg_exp, {what}"), &grad, &rates_grad, 2.0 * bound);
+            let (reference, _) = run(&case, dtype, &device, |x| -x.exp());
+            let bound_beside = 2.0 * relative_rms(&reference, &rates) + 1e-7;
+            assert_error(&format!("neg_exp beside Burn's, {what}"), &y, &rates, bound_beside);
+
+            let mask = || tensor(&mask, SHAPE, &device.clone().autodiff()).cast(dtype);
+            let (y, grad) = run(&case, dtype, &device, |x| masked(x, mask(), 1.5));
+            assert_error(&format!("masked, {what}"), &y, &kept[0], bound);
+            assert_error(&format!("gradient of masked, {what}"), &grad, &kept[1], bound);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "masked: `mask` is [2, 3], expected the shape of `x` = [3, 2]")]
+fn a_mask_of_another_shape_panics() {
+    let device = Device::flex();
+    masked(Tensor::<2>::ones([3, 2], &device), Tensor::ones([2, 3], &device), 1.0);
 }

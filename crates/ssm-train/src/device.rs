@@ -266,6 +266,17 @@ pub fn open(name: &str, index: usize) -> Result<Device, Error> {
     }
 }
 
+/// The device that the variable `SSM_TEST_DEVICE` names, for tests of kernels.
+#[cfg(test)]
+pub(crate) fn test_device() -> Option<Device> {
+    let name = std::env::var("SSM_TEST_DEVICE").ok()?;
+    #[cfg(feature = "webgpu")]
+    if name == "webgpu:cpu" {
+        return Some(Device::wgpu(burn::tensor::DeviceKind::Cpu));
+    }
+    Some(open(&name, 0).unwrap())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

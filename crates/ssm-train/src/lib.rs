@@ -28,6 +28,8 @@ pub mod checkpoint;
 mod collective;
 pub mod conclusion;
 pub mod config;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod device;
 pub mod error;
 pub mod folds;

@@ -7,16 +7,15 @@ use burn::{
 };
 
 use crate::{
-    adam::{Adam, Decay},
+    adam::{Adam, Decay, Route},
     config::Optim,
-    gradients::is_host,
 };
 
 /// Builds the optimiser of a run; its state is empty and is loaded afterwards.
 ///
 /// Weight decay reaches only what [`decayed_parameters`] lists.
 pub fn build<M: Module>(config: &Optim, model: &M, device: &Device) -> ModuleOptimizer {
-    let on_host = is_host(device);
+    let route = Route::of(device);
     let (betas, eps, decay, no_decay) = match *config {
         Optim::Adam { betas, eps, weight_decay, .. } => {
             (betas, eps, Decay::L2(weight_decay), Decay::L2(0.0))
@@ -25,7 +24,7 @@ pub fn build<M: Module>(config: &Optim, model: &M, device: &Device) -> ModuleOpt
             (betas, eps, Decay::Decoupled(weight_decay), Decay::Decoupled(0.0))
         }
     };
-    let rest = Adam { betas, eps, decay: no_decay, on_host };
+    let rest = Adam { betas, eps, decay: no_decay, route };
     let optimizer = ModuleOptimizer::from(rest);
     if decay == no_decay {
         return optimizer;

@@ -18,6 +18,7 @@ use crate::{
     ops::{
         causal_conv1d::{ConvArgs, causal_conv1d},
         linear::{linear, linear_loose, linear_split},
+        pointwise::neg_exp,
         recompute::{Segments, recompute, recompute_in_segments},
         selective_scan::{ScanArgs, ScanOutput, selective_scan},
     },
@@ -320,7 +321,7 @@ impl Branch {
             u,
             delta: linear_loose(self.dt_proj.weight.val(), None, dt),
             // In f32 for any dtype of the weights, as in `mamba.rs`.
-            a: -self.a_log.val().cast(FloatDType::F32).exp(),
+            a: neg_exp(self.a_log.val().cast(FloatDType::F32)),
             b,
             c,
             d: Some(self.d.val()),

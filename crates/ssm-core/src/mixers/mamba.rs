@@ -20,6 +20,7 @@ use crate::{
     ops::{
         causal_conv1d::{self, ConvArgs, causal_conv1d},
         linear::{linear, linear_loose, linear_split},
+        pointwise::neg_exp,
         selective_scan::{ScanArgs, selective_scan},
     },
 };
@@ -253,7 +254,7 @@ impl Mamba {
             u,
             delta,
             // In f32 for any dtype of the weights: a decay close to 1 has no room for rounding.
-            a: -self.a_log.val().cast(FloatDType::F32).exp(),
+            a: neg_exp(self.a_log.val().cast(FloatDType::F32)),
             b,
             c,
             d: Some(self.d.val()),

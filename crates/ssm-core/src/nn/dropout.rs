@@ -10,6 +10,8 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
+use crate::ops::pointwise::masked;
+
 /// Sets a share of `probability` of the elements to zero and scales the others by
 /// `1 / (1 - probability)`; does nothing outside of training, that is, without autodiff.
 ///
@@ -26,7 +28,7 @@ pub fn dropout<const D: usize>(x: Tensor<D>, probability: f64) -> Tensor<D> {
     let keep = 1.0 - probability;
     if !is_host(&device) {
         let mask = x.random_like(Distribution::Bernoulli(keep));
-        return x * mask * (1.0 / keep);
+        return masked(x, mask, 1.0 / keep);
     }
     let mask = mask(x.shape().num_elements(), keep, key(&device));
     let mask = Tensor::from_data(TensorData::new(mask, x.shape()), (&device, x.dtype()));

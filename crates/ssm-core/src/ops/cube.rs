@@ -15,10 +15,16 @@ use cubecl::{
     ir::{ElemType, features::Plane},
 };
 
-use super::{kernel::unpack, primitive::Maybe};
+use super::{
+    kernel::{self as kernels, COLUMN_LANES, COLUMN_ROWS, Present, unpack},
+    primitive::Maybe,
+};
 
 /// Units of a cube whose units work for themselves.
 const UNITS: usize = 64;
+
+/// Units of the one cube that adds up a whole tensor.
+const SUM_UNITS: usize = 256;
 
 /// Most cubes along one axis that every device takes.
 const MAX_CUBES: usize = 65_535;
@@ -126,6 +132,126 @@ pub(super) fn part(
         );
     }
     to
+}
+
+/// Sums over the rows of an f32 `[rows, widths[0] + widths[1]]`, its columns in two tensors.
+pub(super) fn column_sums(from: &CubeTensor, rows: usize, widths: [usize; 2]) -> [CubeTensor; 2] {
+    let [first, second] = widths.map(|width| empty_f32(from, [width]));
+    let count = cubes((widths[0] + widths[1]).div_ceil(COLUMN_LANES));
+    // SAFETY: the kernel checks its column and its row, whose numbers are those of the buffers.
+    unsafe {
+        kernels::column_sums::launch_unchecked(
+            &from.client,
+            count,
+            CubeDim::new_1d((COLUMN_LANES * COLUMN_ROWS) as u32),
+            from.clone().into_tensor_arg(),
+            first.clone().into_tensor_arg(),
+            second.clone().into_tensor_arg(),
+            rows,
+            widths[0],
+            widths[1],
+        );
+    }
+    [first, second]
+}
+
+/// `scale` times the sum of all elements of a contiguous f32 tensor, `[1]`.
+pub(super) fn sum_all(from: &CubeTensor, scale: f32) -> CubeTensor {
+    let to = empty_f32(from, [1]);
+    // SAFETY: the kernel checks its place against the number of elements.
+    unsafe {
+        kernels::sum_all::launch_unchecked(
+            &from.client,
+            CubeCount::Static(1, 1, 1),
+            CubeDim::new_1d(SUM_UNITS as u32),
+            from.clone().into_tensor_arg(),
+            to.clone().into_tensor_arg(),
+            from.meta.num_elements(),
+            scale,
+            SUM_UNITS,
+        );
+    }
+    to
+}
+
+/// The rows of a matrix cut into parts of the given widths, the last of which may be 0, in one launch;
+/// a part without width comes as a tensor that holds nothing of use.
+pub(super) fn split(from: &CubeTensor, n_rows: usize, widths: [usize; 3]) -> [CubeTensor; 3] {
+    let [first, second, third] =
+        widths.map(|width| empty(from, [n_rows, width.max(1)], from.dtype));
+    let (len, vector) = vectors(n_rows, widths);
+    let (count, dim) = independent(len);
+    let [n_first, n_second, n_third] = widths.map(|width| width / vector);
+    // SAFETY: the kernel checks the number of vectors, and `vector` divides all widths.
+    unsafe {
+        kernels::split::launch_unchecked(
+            &from.client,
+            count,
+            dim,
+            vector,
+            from.clone().into_tensor_arg(),
+            first.clone().into_tensor_arg(),
+            second.clone().into_tensor_arg(),
+            third.clone().into_tensor_arg(),
+            len,
+            n_first,
+            n_second,
+            n_third,
+            elem(from),
+        );
+    }
+    [first, second, third]
+}
+
+/// The way back from [`split`]: parts in row-major order beside each other, zeros for an absent one.
+///
+/// # Panics
+/// If all are absent.
+pub(super) fn join(
+    parts: [Option<CubeTensor>; 3],
+    n_rows: usize,
+    widths: [usize; 3],
+) -> CubeTensor {
+    let present = Present {
+        first: parts[0].is_some(),
+        second: parts[1].is_some(),
+        third: parts[2].is_some(),
+    };
+    let like = parts.iter().flatten().next().cloned();
+    // The backward pass of an operation runs because one of its outputs has a gradient.
+    let like = like.expect("a part to join");
+    let to = empty(&like, [n_rows, widths.iter().sum()], like.dtype);
+    let (len, vector) = vectors(n_rows, widths);
+    let (count, dim) = independent(len);
+    let [first, second, third] = parts.map(|part| part.unwrap_or_else(|| like.clone()));
+    let [n_first, n_second, n_third] = widths.map(|width| width / vector);
+    // SAFETY: as in `split`; of an absent part nothing is read.
+    unsafe {
+        kernels::join::launch_unchecked(
+            &to.client,
+            count,
+            dim,
+            vector,
+            first.into_tensor_arg(),
+            second.into_tensor_arg(),
+            third.into_tensor_arg(),
+            to.clone().into_tensor_arg(),
+            len,
+            n_first,
+            n_second,
+            n_third,
+            present,
+            elem(&to),
+        );
+    }
+    to
+}
+
+/// Number and size of the vectors of a matrix whose columns are cut.
+fn vectors(n_rows: usize, widths: [usize; 3]) -> (usize, usize) {
+    // What divides all widths divides their bits together.
+    let vector = vector_size(widths.iter().fold(0, |bits, width| bits | width));
+    (n_rows * widths.iter().sum::<usize>() / vector, vector)
 }
 
 /// Elements that a unit takes at a time: a divisor of `len`.

@@ -1,10 +1,7 @@
 //! The loss: what a model leaves unsaid of each target, in nats.
 
-use burn::{
-    module::{Module, Param},
-    tensor::{Int, Tensor, TensorData, activation},
-};
-use ssm_core::ops::recompute::recompute;
+use burn::tensor::{Int, Tensor, TensorData, activation};
+use ssm_core::ops::cross_entropy::linear_cross_entropy;
 
 use super::{
     batch::{IGNORE, LmBatch},
@@ -27,8 +24,7 @@ impl Targets {
     }
 }
 
-/// Logits that a loss holds at once; more are made in parts, and again in the backward pass: of a
-/// vocabulary of 50 000 they are most of the memory otherwise.
+/// Logits that a loss holds at once: of a vocabulary of 50,000 they are most of the memory otherwise.
 const LOGITS_MAX: usize = 1 << 27;
 
 /// Normed outputs of the last block at the positions with a target, `[n_targets, d_model]`.
@@ -47,44 +43,8 @@ pub(super) fn at_targets(hidden: Tensor<3>, targets: &Targets) -> Tensor<2> {
 
 /// Mean cross-entropy of the targets in nats, `[1]`.
 pub(super) fn mean(model: &MambaLm, hidden: Tensor<3>, targets: &Targets) -> Tensor<1> {
-    let [n_rows, _] = model.embedding.weight.dims();
-    mean_in_parts(model, hidden, targets, (LOGITS_MAX / n_rows).max(1))
-}
-
-fn mean_in_parts(model: &MambaLm, hidden: Tensor<3>, targets: &Targets, most: usize) -> Tensor<1> {
     let hidden = at_targets(hidden, targets);
-    let n = targets.tokens.len();
-    if n <= most {
-        return cross_entropy(model.head(hidden), &targets.tokens).mean();
-    }
-    let part = |start: usize| {
-        let len = most.min(n - start);
-        let head = Head {
-            weight: model.embedding.weight.clone(),
-            targets: targets.tokens[start..start + len].to_vec(),
-        };
-        let hidden = hidden.clone().narrow(0, start, len).unsqueeze_dim(0);
-        recompute(&head, hidden, Head::forward).sum()
-    };
-    let sum = (0..n).step_by(most).map(part).reduce(|sum, part| sum + part);
-    // There is at least one target.
-    sum.unwrap_or_else(|| panic!("a loss without a target")) / n as f64
-}
-
-/// The head with the targets of some positions.
-#[derive(Module, Debug)]
-struct Head {
-    weight: Param<Tensor<2>>,
-    #[module(skip)]
-    targets: Vec<i32>,
-}
-
-impl Head {
-    /// `[1, n, d_model]` to cross-entropies `[1, n, 1]`.
-    fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
-        let logits = hidden.squeeze_dim::<2>(0).matmul(self.weight.val().transpose());
-        cross_entropy(logits, &self.targets).unsqueeze_dim::<2>(1).unsqueeze_dim(0)
-    }
+    linear_cross_entropy(hidden, model.embedding.weight.val(), &targets.tokens, LOGITS_MAX)
 }
 
 /// Cross-entropy of every target in nats, `[n]`, in f32; `logits`: `[n, n_rows]`.
@@ -103,8 +63,9 @@ mod tests {
     use super::*;
     use crate::lm::{batch::Example, model::MambaLmConfig};
 
+    /// The loss of training, and that of scores, which has all logits at once.
     #[test]
-    fn a_loss_in_parts_has_the_value_and_the_gradients_of_the_whole() {
+    fn the_loss_has_the_value_and_the_gradients_of_the_mean_of_all() {
         let device = Device::flex().autodiff();
         let config: MambaLmConfig =
             toml::from_str("d_model = 8\nn_layer = 1\nmixer.mamba = { d_state = 2 }").unwrap();
@@ -116,20 +77,18 @@ mod tests {
         };
         let batch = LmBatch::of(&[example]);
         let targets = Targets::of(&batch);
-        let differentiated = |most: usize| {
-            let hidden = model.hidden(batch.tokens(&device));
-            let loss = mean_in_parts(&model, hidden, &targets, most);
+        let values = |loss: Tensor<1>| {
             let grads = loss.backward();
             let gradient = model.embedding.weight.val().grad(&grads).unwrap();
             let gradient: Vec<f32> = gradient.into_data().try_into_vec_as().unwrap();
             let loss: Vec<f32> = loss.into_data().try_into_vec_as().unwrap();
             [loss, gradient].concat()
         };
-        let whole = differentiated(100);
-        for most in [1, 3, 10] {
-            for (part, whole) in differentiated(most).iter().zip(&whole) {
-                assert!((part - whole).abs() < 1e-6, "{most}: {part} is not {whole}");
-            }
+        let hidden = || model.hidden(batch.tokens(&device));
+        let logits = model.head(at_targets(hidden(), &targets));
+        let whole = values(cross_entropy(logits, &targets.tokens).mean());
+        for (got, whole) in values(mean(&model, hidden(), &targets)).iter().zip(&whole) {
+            assert!((got - whole).abs() < 1e-6, "{got} is not {whole}");
         }
     }
 }

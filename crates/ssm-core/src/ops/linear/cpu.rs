@@ -48,18 +48,18 @@ const TRANSPOSE_ROWS: usize = 64;
 
 /// A matrix inside a slice.
 #[derive(Clone, Copy)]
-struct View<'a> {
+pub(in crate::ops) struct View<'a> {
     values: &'a [f32],
     row_stride: usize,
     col_stride: usize,
 }
 
 impl<'a> View<'a> {
-    fn rows(values: &'a [f32], width: usize) -> Self {
+    pub(in crate::ops) fn rows(values: &'a [f32], width: usize) -> Self {
         Self { values, row_stride: width, col_stride: 1 }
     }
 
-    fn transposed(self) -> Self {
+    pub(in crate::ops) fn transposed(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
@@ -75,14 +75,17 @@ impl<'a> View<'a> {
 }
 
 /// One product: `out[.., first..first + n] (+)= lhs * rhs`.
-struct Product<'a> {
-    lhs: View<'a>,
-    rhs: View<'a>,
+pub(in crate::ops) struct Product<'a> {
+    pub(in crate::ops) lhs: View<'a>,
+    pub(in crate::ops) rhs: View<'a>,
     /// First column of the result inside of `out`.
-    first: usize,
-    n: usize,
-    k: usize,
-    add: bool,
+    pub(in crate::ops) first: usize,
+    /// Columns of the result.
+    pub(in crate::ops) n: usize,
+    /// Length of the sums.
+    pub(in crate::ops) k: usize,
+    /// Whether to add to what is there.
+    pub(in crate::ops) add: bool,
 }
 
 impl Product<'_> {
@@ -141,7 +144,12 @@ fn part_of(len: usize, index: usize, parts: usize) -> (usize, usize) {
 /// Runs products one after the other that share their rows; threads over tiles.
 ///
 /// Products that write the same columns write all of them.
-fn run(m: usize, out: &Disjoint<'_>, out_stride: usize, products: &[Product<'_>]) {
+pub(in crate::ops) fn run(
+    m: usize,
+    out: &Disjoint<'_>,
+    out_stride: usize,
+    products: &[Product<'_>],
+) {
     let work: usize = products.iter().map(|product| m * product.n * product.k).sum();
     let (Some(narrowest), Some(widest)) =
         (products.iter().map(|p| p.n).min(), products.iter().map(|p| p.n).max())
@@ -190,7 +198,7 @@ fn written(m: usize, stride: usize, products: &[Product<'_>]) -> Vec<f32> {
 }
 
 /// The transpose of a row-major matrix with rows of `cols` values.
-fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
+pub(in crate::ops) fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
     const BLOCK: usize = 16;
     let rows = values.len() / cols;
     let mut to = Unwritten::new(values.len());

@@ -10,12 +10,24 @@ use super::{
     extension::{LinearGradPrimitives, LinearOps, LinearOptions, LinearPrimitives, Parts},
     kernel::{product as multiply, sum_of_rows},
 };
-use crate::ops::{cube::cast, primitive::Maybe};
+use crate::ops::{
+    cube::{cast, join, rows, split},
+    primitive::Maybe,
+};
 
 /// Widths of all parts together up to which they are one product that is cut, or put together
 /// backwards: narrow products read `x` again and again, wide ones cost more to copy than to compute
 /// apart.
 const NARROW: usize = 256;
+
+/// Elements of the output up to which wide parts are one product too: to copy them takes less than the
+/// launches that it saves.
+const SMALL: usize = 1 << 20;
+
+/// Whether the parts of an output of this width are one product.
+fn in_one(rows: usize, d_out: usize) -> bool {
+    d_out <= NARROW || rows * d_out <= SMALL
+}
 
 type B = CubeBackend;
 
@@ -48,7 +60,7 @@ fn forward(input: LinearPrimitives<B>, options: LinearOptions) -> Vec<CubeTensor
     let product = |part: (usize, usize)| {
         let whole = part == (0, d_out);
         let cut = |t: &CubeTensor| if whole { t.clone() } else { columns(t.clone(), part) };
-        let y = multiply(x.clone(), cut(&weight));
+        let y = multiply(x.clone(), cut(&weight), dtype);
         match &bias {
             Some(bias) => B::float_add(y, cut(bias)),
             None => y,
@@ -62,9 +74,10 @@ fn forward(input: LinearPrimitives<B>, options: LinearOptions) -> Vec<CubeTensor
         B::float_reshape(y, Shape::from(shape))
     };
     let parts: Vec<_> = options.columns().collect();
-    if parts.len() > 1 && d_out <= NARROW {
-        let y = product((0, d_out));
-        return parts.iter().map(|part| shaped(columns(y.clone(), *part), part.1)).collect();
+    let [n_rows, _]: [usize; 2] = x.shape().dims();
+    if parts.len() > 1 && in_one(n_rows, d_out) {
+        let cut = split(&rows(product((0, d_out))), n_rows, options.widths).into_iter();
+        return cut.zip(&parts).map(|(y, part)| shaped(y, part.1)).collect();
     }
     parts.into_iter().map(|part| shaped(product(part), part.1)).collect()
 }
@@ -80,16 +93,14 @@ fn backward(
     let device = input.x.device();
     let [d_in, d_out]: [usize; 2] = input.weight.shape().dims();
     let (x, weight) = (matrix(input.x), cast(input.weight, dtype));
-    let [rows, _]: [usize; 2] = x.shape().dims();
+    let [n_rows, _]: [usize; 2] = x.shape().dims();
     let all: Vec<_> = grad_y.into_options().into_iter().zip(options.columns()).collect();
     let zeros = |shape: [usize; 2]| B::float_zeros(Shape::from(shape), &device, dtype.into());
     // Gradients of the outputs with their columns in `weight`.
-    let parts: Vec<(CubeTensor, (usize, usize))> = if all.len() > 1 && d_out <= NARROW {
-        let whole = all.into_iter().map(|(grad, (_, len))| match grad {
-            Some(grad) => matrix(cast(grad, dtype)),
-            None => zeros([rows, len]),
-        });
-        vec![(B::float_cat(whole.collect(), 1), (0, d_out))]
+    let parts: Vec<(CubeTensor, (usize, usize))> = if all.len() > 1 && in_one(n_rows, d_out) {
+        let mut grads = all.into_iter().map(|(grad, _)| grad.map(|grad| rows(cast(grad, dtype))));
+        let grads = std::array::from_fn(|_| grads.next().flatten());
+        vec![(join(grads, n_rows, options.widths), (0, d_out))]
     } else {
         let present = all.into_iter().filter_map(|(grad, part)| grad.map(|grad| (grad, part)));
         present.map(|(grad, part)| (matrix(cast(grad, dtype)), part)).collect()
@@ -100,9 +111,9 @@ fn backward(
                 true => weight.clone(),
                 false => columns(weight.clone(), *part),
             };
-            multiply(grad.clone(), transposed(weight))
+            multiply(grad.clone(), transposed(weight), dtype)
         });
-        let sum = products.reduce(B::float_add).unwrap_or_else(|| zeros([rows, d_in]));
+        let sum = products.reduce(B::float_add).unwrap_or_else(|| zeros([n_rows, d_in]));
         B::float_reshape(sum, shape)
     });
     // The columns of all parts next to each other, zeros where a part is absent.
@@ -121,7 +132,7 @@ fn backward(
         }
     };
     let grad_weight = options.grad_weight.then(|| {
-        let grad = beside(d_in, &|grad| sum_of_rows(x.clone(), grad.clone()));
+        let grad = beside(d_in, &|grad| sum_of_rows(x.clone(), grad.clone(), dtype));
         cast(grad, types.weight.dtype)
     });
     let grad_bias = types.bias.into_option().map(|like| {

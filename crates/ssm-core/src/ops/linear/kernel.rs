@@ -46,9 +46,8 @@ const MIN_PART: usize = 256;
 /// Most parts of a sum.
 const MAX_PARTS: usize = 64;
 
-/// `lhs * rhs` of two matrices in any order of memory.
-pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
-    let dtype = lhs.dtype;
+/// `lhs * rhs` of two matrices in any order of memory, in `dtype`.
+pub(in crate::ops) fn product(lhs: CubeTensor, rhs: CubeTensor, dtype: DType) -> CubeTensor {
     launch(lhs, rhs, dtype)
 }
 
@@ -56,9 +55,8 @@ pub(super) fn product(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
 ///
 /// There are often many more rows than the result has tiles, so a part of the device would do all the
 /// work: the rows are cut into parts, whose products are added in f32 afterwards, always in one order.
-pub(super) fn sum_of_rows(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
+pub(in crate::ops) fn sum_of_rows(lhs: CubeTensor, rhs: CubeTensor, dtype: DType) -> CubeTensor {
     let ([rows, m], [_, n]): ([usize; 2], [usize; 2]) = (lhs.shape().dims(), rhs.shape().dims());
-    let dtype = lhs.dtype;
     let parts = parts(rows, m.div_ceil(TILE) * n.div_ceil(TILE));
     if parts == 1 {
         return launch(B::float_swap_dims(lhs, 0, 1), rhs, dtype);

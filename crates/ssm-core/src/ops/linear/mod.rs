@@ -18,12 +18,12 @@
 //! ```
 
 mod autodiff;
-mod cpu;
+pub(in crate::ops) mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod extension;
 #[cfg(feature = "cube")]
-mod kernel;
+pub(in crate::ops) mod kernel;
 
 use burn::{backend::Dispatch, module::Param, nn::Linear, tensor::Tensor};
 

@@ -66,4 +66,53 @@ impl PointwiseOps for CubeBackend {
     fn gelu_bwd(x: FloatTensor<Self>, grad_y: FloatTensor<Self>) -> FloatTensor<Self> {
         gelu(x, Some(grad_y))
     }
+
+    fn neg_exp(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let x = rows(x);
+        let y = empty(&x, x.shape(), x.dtype);
+        let len = x.meta.num_elements();
+        let vector = vector_size(len);
+        let (count, dim) = independent(len / vector);
+        let dtype = elem(&x);
+        // SAFETY: as in `gelu`.
+        unsafe {
+            kernel::neg_exp::launch_unchecked(
+                &y.client,
+                count,
+                dim,
+                vector,
+                x.into_tensor_arg(),
+                y.clone().into_tensor_arg(),
+                len / vector,
+                dtype,
+            );
+        }
+        y
+    }
+
+    fn masked(x: FloatTensor<Self>, mask: FloatTensor<Self>, scale: f32) -> FloatTensor<Self> {
+        let (x, mask) = (rows(x), rows(mask));
+        let mask = cast(mask, x.dtype);
+        let y = empty(&x, x.shape(), x.dtype);
+        let len = x.meta.num_elements();
+        let vector = vector_size(len);
+        let (count, dim) = independent(len / vector);
+        let dtype = elem(&x);
+        // SAFETY: as in `gelu`.
+        unsafe {
+            kernel::masked::launch_unchecked(
+                &y.client,
+                count,
+                dim,
+                vector,
+                x.into_tensor_arg(),
+                mask.into_tensor_arg(),
+                y.clone().into_tensor_arg(),
+                len / vector,
+                scale,
+                dtype,
+            );
+        }
+        y
+    }
 }

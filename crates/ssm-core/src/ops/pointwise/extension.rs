@@ -20,4 +20,14 @@ pub trait PointwiseOps: Backend {
 
     /// `grad_y * gelu'(x)`.
     fn gelu_bwd(x: FloatTensor<Self>, grad_y: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `-exp(x)` of every element.
+    fn neg_exp(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_neg(Self::float_exp(x))
+    }
+
+    /// `x * mask * scale`, element by element; the mask is a constant.
+    fn masked(x: FloatTensor<Self>, mask: FloatTensor<Self>, scale: f32) -> FloatTensor<Self> {
+        Self::float_mul_scalar(Self::float_mul(x, mask), scale.into())
+    }
 }

@@ -28,6 +28,16 @@ pub fn gelu_backward(x: &[f64], grad_y: &[f64]) -> Vec<f64> {
     x.iter().zip(grad_y).map(|(&x, &grad)| grad * (normal_cdf(x) + x * pdf(x))).collect()
 }
 
+/// `y = -e^x` for every element; the gradient of `sum(y * grad_y)` is `y * grad_y`.
+pub fn neg_exp(x: &[f64]) -> Vec<f64> {
+    x.iter().map(|&x| -x.exp()).collect()
+}
+
+/// `y = x * mask * scale` for every element; so is the gradient, of `grad_y`.
+pub fn masked(x: &[f64], mask: &[f64], scale: f64) -> Vec<f64> {
+    x.iter().zip(mask).map(|(x, mask)| x * mask * scale).collect()
+}
+
 fn normal_cdf(x: f64) -> f64 {
     0.5 * (1.0 + erf(x * FRAC_1_SQRT_2))
 }

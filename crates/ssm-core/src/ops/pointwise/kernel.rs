@@ -74,3 +74,34 @@ pub(super) fn gelu<E: Float, V: Size>(
         out[ABSOLUTE_POS] = Vector::cast_from(result);
     }
 }
+
+/// `-e^x` of every element.
+#[cube(launch_unchecked)]
+pub(super) fn neg_exp<E: Float, V: Size>(
+    x: &Tensor<Vector<E, V>>,
+    y: &mut Tensor<Vector<E, V>>,
+    len: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let value = Vector::<f32, V>::cast_from(x[ABSOLUTE_POS]);
+        y[ABSOLUTE_POS] = Vector::cast_from(Vector::<f32, V>::new(0.0f32) - value.exp());
+    }
+}
+
+/// `x * mask * scale` of every element.
+#[cube(launch_unchecked)]
+pub(super) fn masked<E: Float, V: Size>(
+    x: &Tensor<Vector<E, V>>,
+    mask: &Tensor<Vector<E, V>>,
+    y: &mut Tensor<Vector<E, V>>,
+    len: usize,
+    scale: f32,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let value = Vector::<f32, V>::cast_from(x[ABSOLUTE_POS]);
+        let kept = value * Vector::<f32, V>::cast_from(mask[ABSOLUTE_POS]);
+        y[ABSOLUTE_POS] = Vector::cast_from(kept * Vector::<f32, V>::new(scale));
+    }
+}

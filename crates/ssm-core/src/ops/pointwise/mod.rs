@@ -2,7 +2,8 @@
 //!
 //! Each stands here because a profile of a training step showed it: on the CPU, Burn's GELU calls a
 //! scalar `erf` for every element, forwards and backwards, and its `flip` is a view with a negative
-//! stride, which the next operation then reads element by element. [`host`] is the specification,
+//! stride, which the next operation then reads element by element; on a GPU, what is two operations is two
+//! launches, and a launch takes longer than the arithmetic of a small model. [`host`] is the specification,
 //! Burn's own functions are the reference. May import Burn.
 //!
 //! ```
@@ -52,4 +53,36 @@ pub fn reverse(x: Tensor<3>) -> Tensor<3> {
 /// Hendrycks & Gimpel 2016, arXiv:1606.08415; `erf` by Abramowitz & Stegun, formula 7.1.26.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     Tensor::from_dispatch(<Dispatch as PointwiseOps>::gelu_fwd(x.into_dispatch()))
+}
+
+/// `-exp(x)`: from the logarithm of a decay rate, which is learned, to the rate.
+///
+/// # Shapes
+/// Any; same shape out.
+///
+/// # Gradients
+/// The input. First order only.
+pub fn neg_exp<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as PointwiseOps>::neg_exp(x.into_dispatch()))
+}
+
+/// `x * mask * scale`, element by element.
+///
+/// # Shapes
+/// `x` and `mask` of any one shape; the same shape out.
+///
+/// # Gradients
+/// `x`; the mask is a constant. First order only.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn masked<const D: usize>(x: Tensor<D>, mask: Tensor<D>, scale: f64) -> Tensor<D> {
+    assert!(
+        mask.dims() == x.dims(),
+        "masked: `mask` is {:?}, expected the shape of `x` = {:?}",
+        mask.dims(),
+        x.dims()
+    );
+    let (x, mask) = (x.into_dispatch(), mask.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as PointwiseOps>::masked(x, mask, scale as f32))
 }

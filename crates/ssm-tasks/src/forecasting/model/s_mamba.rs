@@ -11,7 +11,11 @@ use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
     nn::{Bidirectional, BidirectionalConfig, Merge, dropout},
-    ops::{linear::linear, pointwise::gelu},
+    ops::{
+        layer_norm::{layer_norm, sum_layer_norm},
+        linear::linear,
+        pointwise::gelu,
+    },
 };
 use ssm_train::config::Issue;
 
@@ -42,6 +46,9 @@ pub struct SMambaConfig {
     #[schemars(with = "MixerConfig")]
     pub mixer: MixerConfig,
 }
+
+/// Epsilon of every layer norm, the default of torch.
+const EPSILON: f64 = 1e-5;
 
 /// Mamba in the sizes of the published program.
 fn default_mamba() -> MambaConfig {
@@ -125,7 +132,7 @@ impl SMambaConfig {
         let d_model = self.d_model;
         let device = init.device().clone();
         let bidirectional = BidirectionalConfig { mixer: self.mixer.clone(), merge: self.merge };
-        let norm = || LayerNormConfig::new(d_model).with_epsilon(1e-5).init(&device);
+        let norm = || LayerNormConfig::new(d_model).with_epsilon(EPSILON).init(&device);
         SMamba {
             embedding: init.linear(lookback_len, d_model, true),
             layers: (0..self.n_layer)
@@ -201,7 +208,7 @@ impl SMamba {
             tokens = layer.forward(tokens); // [batch, n_variates + n_marks, d_model]
         }
         // The rest works token by token, so calendar tokens can go now.
-        let tokens = self.norm_f.forward(tokens.narrow(1, 0, n_variates));
+        let tokens = layer_norm(&self.norm_f, tokens.narrow(1, 0, n_variates), EPSILON);
         let y = linear(&self.projector, tokens); // [batch, n_variates, pred_len]
         match statistics {
             Some((mean, std)) => y * std + mean,
@@ -242,10 +249,10 @@ impl SMambaLayer {
     /// `[batch, n_tokens, d_model]` to the same shape.
     #[must_use]
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.norm1.forward(x.clone() + self.mixer.forward(x));
+        let x = sum_layer_norm(&self.norm1, x.clone(), self.mixer.forward(x), EPSILON);
         let hidden = dropout(gelu(linear(&self.linear1, x.clone())), self.dropout);
         let y = dropout(linear(&self.linear2, hidden), self.dropout);
-        self.norm2.forward(x + y)
+        sum_layer_norm(&self.norm2, x, y, EPSILON)
     }
 }
 

@@ -1,12 +1,19 @@
 //! The gradient of one optimiser step: summed over micro-batches, measured, clipped.
 
+#[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "cube")]
+mod kernel;
 mod rows;
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
     optim::{GradientsAccumulator, GradientsParams},
-    tensor::{DType, Device, ExecutionError, Tensor, TensorData},
+    tensor::{DType, Device, ExecutionError, Tensor, TensorData, Transaction},
 };
+
+#[cfg(feature = "cube")]
+use self::cube::Squares;
 
 use crate::{collective::Collective, error::Error, task::Loss};
 
@@ -61,7 +68,7 @@ impl<M: Module> Accumulation<M> {
             return Ok([0.0; 2]);
         }
         let losses = self.losses.iter().map(|(loss, _)| loss.clone());
-        Ok(self.weighted(&read(losses.collect())?))
+        Ok(self.weighted(&read(losses.collect())?.concat()))
     }
 
     fn weighted(&self, losses: &[f64]) -> [f64; 2] {
@@ -108,18 +115,16 @@ impl<M: Module> Accumulation<M> {
             model.visit(&mut measure);
             let squares = measure.sum;
             (self.shared.map_or_else(|| self.numbers(), Ok)?, squares)
-        } else if let Some(numbers) = self.shared {
-            let mut measure = SquareOnDevice { params: &params, sums: Vec::new() };
-            model.visit(&mut measure);
-            (numbers, read(measure.sums)?.iter().sum())
         } else {
-            let mut measure = SquareOnDevice { params: &params, sums: Vec::new() };
+            let mut measure = SquareOnDevice::new(&params);
             model.visit(&mut measure);
-            let n = self.losses.len();
-            let losses = self.losses.iter().map(|(loss, _)| loss.clone().cast(DType::F32));
-            let mut numbers = read(losses.chain(measure.sums).collect())?;
-            let squares = numbers.split_off(n).iter().sum();
-            (self.weighted(&numbers), squares)
+            // What the replicas have told each other is not read again.
+            let losses = if self.shared.is_some() { &[] } else { &*self.losses };
+            let n = losses.len();
+            let losses = losses.iter().map(|(loss, _)| loss.clone());
+            let mut numbers = read(losses.chain(measure.sums()).collect())?;
+            let squares = numbers.split_off(n).iter().flatten().sum();
+            (self.shared.unwrap_or_else(|| self.weighted(&numbers.concat())), squares)
         };
         let (norm, factor) = self.norm_and_factor(squares, weight, clip_norm);
         if factor != 1.0 {
@@ -161,10 +166,11 @@ fn first_non_finite<M: Module>(model: &M, params: &GradientsParams) -> Option<St
     search.found
 }
 
-/// Reads scalars from the device in one go.
-fn read(scalars: Vec<Tensor<1>>) -> Result<Vec<f64>, ExecutionError> {
-    let data = Tensor::cat(scalars, 0).try_into_data()?;
-    Ok(data.iter::<f64>().collect())
+/// Reads tensors from the device in one go: what takes time is to wait for it.
+fn read(tensors: Vec<Tensor<1>>) -> Result<Vec<Vec<f64>>, ExecutionError> {
+    let transaction = tensors.into_iter().fold(Transaction::default(), Transaction::register);
+    let data = transaction.try_execute()?;
+    Ok(data.iter().map(|data| data.iter::<f64>().collect()).collect())
 }
 
 /// All gradients in one row on the host, each behind a one, or a zero if a parameter has none.
@@ -243,14 +249,40 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 
 struct SquareOnDevice<'a> {
     params: &'a GradientsParams,
+    #[cfg(feature = "cube")]
+    kernels: Squares,
+    /// One for each tensor that has no kernel here.
     sums: Vec<Tensor<1>>,
+}
+
+impl<'a> SquareOnDevice<'a> {
+    fn new(params: &'a GradientsParams) -> Self {
+        Self {
+            params,
+            #[cfg(feature = "cube")]
+            kernels: Squares::default(),
+            sums: Vec::new(),
+        }
+    }
+
+    /// Tensors whose elements add up to the sum of all squares.
+    fn sums(self) -> Vec<Tensor<1>> {
+        let sums = self.sums;
+        #[cfg(feature = "cube")]
+        let sums = sums.into_iter().chain(self.kernels.sums()).collect();
+        sums
+    }
 }
 
 impl ModuleVisitor for SquareOnDevice<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(grad) = self.params.get::<D>(param.id) {
-            self.sums.push(grad.cast(DType::F32).square().sum());
+        let Some(grad) = self.params.get::<D>(param.id) else { return };
+        let grad = grad.cast(DType::F32);
+        #[cfg(feature = "cube")]
+        if self.kernels.push(grad.clone()) {
+            return;
         }
+        self.sums.push(grad.square().sum());
     }
 }
 

@@ -1,12 +1,20 @@
 //! Adam for one parameter tensor.
 //!
-//! The maths of `burn::optim::{Adam, AdamW}` with scalars kept in f64 and, on CPU devices, one pass
-//! over memory instead of about ten: at a million parameters the passes cost more than the maths.
+//! The maths of `burn::optim::{Adam, AdamW}` with scalars kept in f64 and in one pass over memory
+//! instead of about ten: at a million parameters the passes cost more than the maths on a CPU, and on a
+//! GPU a launch for each of them costs more than both.
+
+#[cfg(feature = "cube")]
+mod cube;
+#[cfg(feature = "cube")]
+mod kernel;
 
 use burn::{
     optim::{AdaptiveMomentumState, LearningRate, Optimizer},
     tensor::{DType, Device, Tensor},
 };
+
+use crate::gradients::is_host;
 
 /// Adam with bias correction, and weight decay of either kind.
 ///
@@ -27,8 +35,34 @@ pub struct Adam {
     pub eps: f64,
     /// What shrinks the weights.
     pub decay: Decay,
-    /// Whether tensors live in host memory, so that reading one as a slice copies nothing.
-    pub on_host: bool,
+    /// How a step reaches the memory of its device.
+    pub route: Route,
+}
+
+/// How a step reaches the memory of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// One pass over slices, for tensors in host memory.
+    Slices,
+    /// One kernel, for devices of CubeCL.
+    #[cfg(feature = "cube")]
+    Kernel,
+    /// Operations on whole tensors, for any device; also taken for types other than f32.
+    Tensors,
+}
+
+impl Route {
+    /// The fastest one on a device.
+    #[must_use]
+    pub fn of(device: &Device) -> Self {
+        if is_host(device) {
+            return Self::Slices;
+        }
+        #[cfg(feature = "cube")]
+        return Self::Kernel;
+        #[cfg(not(feature = "cube"))]
+        return Self::Tensors;
+    }
 }
 
 /// What shrinks the weights.
@@ -92,10 +126,11 @@ impl Optimizer for Adam {
         let factors = self.factors(lr, time);
         let tensors = [tensor, state.moment_1, state.moment_2];
         let in_f32 = grad.dtype() == DType::F32 && tensors.iter().all(|t| t.dtype() == DType::F32);
-        let [tensor, moment_1, moment_2] = if self.on_host && in_f32 {
-            factors.step_slices(tensors, grad)
-        } else {
-            factors.step_tensors(tensors, grad)
+        let [tensor, moment_1, moment_2] = match self.route {
+            Route::Slices if in_f32 => factors.step_slices(tensors, grad),
+            #[cfg(feature = "cube")]
+            Route::Kernel if in_f32 => cube::step(&factors, tensors, grad),
+            _ => factors.step_tensors(tensors, grad),
         };
         (tensor, Some(AdaptiveMomentumState::new(time, moment_1, moment_2)))
     }
@@ -178,9 +213,19 @@ mod tests {
         (0..SIZE).map(|i| f64::from((i as f32 + step as f32 * 1.3).cos() * scale)).collect()
     }
 
-    fn tensor(values: &[f64]) -> Tensor<1> {
+    /// Devices with the routes that they have, a GPU if the variable `SSM_TEST_DEVICE` names one.
+    fn routes() -> Vec<(Device, Route)> {
+        let flex = crate::device::open("flex", 0).unwrap();
+        let mut routes = vec![(flex.clone(), Route::Slices), (flex, Route::Tensors)];
+        if let Some(device) = crate::device::test_device() {
+            routes.extend([(device.clone(), Route::of(&device)), (device, Route::Tensors)]);
+        }
+        routes
+    }
+
+    fn tensor(values: &[f64], device: &Device) -> Tensor<1> {
         let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
-        Tensor::from_floats(values.as_slice(), &crate::device::open("flex", 0).unwrap())
+        Tensor::from_floats(values.as_slice(), device)
     }
 
     fn values(tensor: Tensor<1>) -> Vec<f64> {
@@ -218,26 +263,54 @@ mod tests {
         w
     }
 
-    fn run(optimizer: &impl DynOptimizer, lr: f64, steps: usize) -> Vec<f64> {
-        let (mut w, mut state) = (tensor(&weights()).into_bridge(), None);
+    fn run(optimizer: &impl DynOptimizer, device: &Device, lr: f64, steps: usize) -> Vec<f64> {
+        let (mut w, mut state) = (tensor(&weights(), device).into_bridge(), None);
         for step in 0..steps {
-            let grad = tensor(&gradient(step)).into_bridge();
+            let grad = tensor(&gradient(step), device).into_bridge();
             (w, state) = optimizer.step_dyn(1, lr, w, grad, state);
         }
         values(Tensor::from_bridge(w))
     }
 
-    fn adam(decay: Decay, on_host: bool) -> Adam {
-        Adam { betas: [0.9, 0.999], eps: 1e-8, decay, on_host }
+    fn adam(decay: Decay, route: Route) -> Adam {
+        Adam { betas: [0.9, 0.999], eps: 1e-8, decay, route }
     }
 
     #[test]
-    fn both_routes_follow_the_paper() {
+    fn all_routes_follow_the_paper() {
         for decay in [Decay::L2(0.0), Decay::L2(0.1), Decay::Decoupled(0.1)] {
-            for on_host in [true, false] {
-                let adam = adam(decay, on_host);
-                let error = largest_difference(&run(&adam, 1e-2, 40), &by_hand(&adam, 1e-2, 40));
-                assert!(error <= 2e-6, "{decay:?}, on_host {on_host}: {error}");
+            for (device, route) in routes() {
+                let adam = adam(decay, route);
+                let got = run(&adam, &device, 1e-2, 40);
+                let error = largest_difference(&got, &by_hand(&adam, 1e-2, 40));
+                assert!(error <= 2e-6, "{decay:?}, {route:?} on {device:?}: {error}");
+            }
+        }
+    }
+
+    /// A step works in place, which must not be seen in a copy of the weights, nor in a view.
+    #[test]
+    fn tensors_that_are_still_in_use_keep_their_values() {
+        for (device, route) in routes() {
+            let adam = adam(Decay::Decoupled(0.1), route);
+            let [rows, columns] = [3, 5];
+            let values_of = |scale: f64| -> Vec<f64> {
+                (0..rows * columns).map(|i| scale * (i as f64 + 1.0)).collect()
+            };
+            let matrix = |scale| tensor(&values_of(scale), &device).reshape([columns, rows]);
+            let (w, grad) = (matrix(1.0).transpose(), matrix(0.5).transpose());
+            let (kept, kept_grad) = (w.clone(), grad.clone());
+            let (stepped, state) = adam.step(1e-2, w, grad, None);
+            let (again, _) = adam.step(1e-2, stepped.clone(), kept_grad.clone(), state);
+            for (tensor, scale) in [(kept, 1.0), (kept_grad, 0.5)] {
+                let got: Vec<f64> = tensor.transpose().into_data().iter::<f64>().collect();
+                assert_eq!(got, values_of(scale), "{route:?} on {device:?}");
+            }
+            // A gradient of one sign moves each weight by `lr`, and decay shrinks it.
+            for (before, after) in [(matrix(1.0).transpose(), stepped.clone()), (stepped, again)] {
+                let expected = before.mul_scalar(1.0 - 1e-3) - 1e-2;
+                let error: f32 = (after - expected).abs().max().into_scalar();
+                assert!(error <= 2e-6, "{route:?} on {device:?}: {error}");
             }
         }
     }
@@ -248,13 +321,14 @@ mod tests {
         let config = AdamConfig::new().with_epsilon(1e-8);
         let decayed = config.clone().with_weight_decay(Some(WeightDecayConfig::new(0.1)));
         let decoupled = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.1);
+        let device = crate::device::open("flex", 0).unwrap();
         let runs = [
-            (run(&config.build(), 1e-2, 40), Decay::L2(0.0)),
-            (run(&decayed.build(), 1e-2, 40), Decay::L2(0.1)),
-            (run(&decoupled.build(), 1e-2, 40), Decay::Decoupled(0.1)),
+            (run(&config.build(), &device, 1e-2, 40), Decay::L2(0.0)),
+            (run(&decayed.build(), &device, 1e-2, 40), Decay::L2(0.1)),
+            (run(&decoupled.build(), &device, 1e-2, 40), Decay::Decoupled(0.1)),
         ];
         for (burn, decay) in runs {
-            let expected = by_hand(&adam(decay, true), 1e-2, 40);
+            let expected = by_hand(&adam(decay, Route::Slices), 1e-2, 40);
             let error = largest_difference(&burn, &expected);
             assert!(error <= 2e-5, "{decay:?}: {error}");
         }

@@ -1,0 +1,72 @@
+//! The backward pass, registered once for every backend: the gradients of the forward pass times one
+//! number.
+
+use std::sync::Arc;
+
+use burn::{
+    backend::{
+        Backend, TensorMetadata,
+        autodiff::{
+            Autodiff,
+            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+            grads::Gradients,
+            ops::{Backward, Ops, OpsKind},
+        },
+        tensor::FloatTensor,
+    },
+    tensor::Shape,
+};
+
+use super::extension::{
+    CrossEntropyOps, CrossEntropyOptions, CrossEntropyPrimitives, CrossEntropyResult,
+};
+use crate::ops::primitive::Maybe;
+
+#[derive(Debug)]
+struct CrossEntropy;
+
+impl<B: Backend + CrossEntropyOps> Backward<B, 2> for CrossEntropy {
+    /// Gradients of hidden states and weight.
+    type State = [Option<FloatTensor<B>>; 2];
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 2>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let factor = B::float_reshape(grads.consume::<B>(&ops.node), Shape::from([1, 1]));
+        for (parent, grad) in ops.parents.into_iter().zip(ops.state) {
+            if let (Some(parent), Some(grad)) = (parent, grad) {
+                let factor = B::float_cast(factor.clone(), grad.dtype().into());
+                grads.register::<B>(parent.id, B::float_mul(grad, factor));
+            }
+        }
+    }
+}
+
+impl<B: Backend + CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Autodiff<B, C> {
+    fn cross_entropy(
+        input: CrossEntropyPrimitives<Self>,
+        targets: Arc<[i32]>,
+        options: CrossEntropyOptions,
+    ) -> CrossEntropyResult<Self> {
+        let parents = [input.hidden.node(), input.weight.node()];
+        let primitives = CrossEntropyPrimitives {
+            hidden: input.hidden.primitive().clone(),
+            weight: input.weight.primitive().clone(),
+        };
+        let compute = |gradients: bool| {
+            let options = CrossEntropyOptions { gradients, ..options };
+            B::cross_entropy(primitives.clone(), targets.clone(), options)
+        };
+        let loss = match CrossEntropy.prepare::<C>(parents).compute_bound().stateful() {
+            OpsKind::UnTracked(prep) => prep.finish(compute(false).loss),
+            OpsKind::Tracked(prep) => {
+                let CrossEntropyResult { loss, hidden, weight } = compute(true);
+                prep.finish([hidden.into_option(), weight.into_option()], loss)
+            }
+        };
+        CrossEntropyResult { loss, hidden: Maybe::Absent, weight: Maybe::Absent }
+    }
+}

@@ -1,0 +1,121 @@
+//! The loss on devices of CubeCL.
+
+use std::sync::Arc;
+
+use burn::{
+    backend::{
+        TensorMetadata,
+        ops::{FloatTensorOps, IntTensorOps},
+    },
+    tensor::{DType, Shape, Slice, TensorData},
+};
+use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use cubecl::CubeDim;
+
+use super::{
+    count,
+    extension::{CrossEntropyOps, CrossEntropyOptions, CrossEntropyPrimitives, CrossEntropyResult},
+    kernel::softmax_rows,
+};
+use crate::ops::{
+    cube::{cast, check_len, cubes, elem, empty_f32, rows, sum_all},
+    linear::kernel::{product, sum_of_rows},
+};
+
+/// Units of a cube, at most.
+const UNITS: usize = 256;
+
+/// Bytes that a unit loads at once, at most.
+const LOAD: usize = 16;
+
+type B = CubeBackend;
+
+/// Losses of the positions from `first` on go to `losses`; `logits` become their gradient if `scale`
+/// says by what it is multiplied.
+fn softmax(
+    logits: &CubeTensor,
+    targets: &CubeTensor,
+    losses: &CubeTensor,
+    first: usize,
+    scale: Option<f32>,
+) {
+    let [n, width]: [usize; 2] = logits.shape().dims();
+    check_len("cross_entropy", "a chunk of logits", n * width);
+    let most = LOAD / logits.dtype.size();
+    let vector = [8, 4, 2, 1].into_iter().find(|v| *v <= most && width.is_multiple_of(*v));
+    let vector = vector.unwrap_or(1);
+    let width = width / vector;
+    let units = width.next_power_of_two().clamp(32, UNITS);
+    // SAFETY: cubes check their row and units their lane, `vector` divides the width, and `targets` and
+    // `losses` have an element for every position; targets are rows of the weight, so columns here.
+    unsafe {
+        softmax_rows::launch_unchecked(
+            &logits.client,
+            cubes(n),
+            CubeDim::new_1d(units as u32),
+            vector,
+            logits.clone().into_tensor_arg(),
+            targets.clone().into_tensor_arg(),
+            losses.clone().into_tensor_arg(),
+            n,
+            first,
+            width,
+            scale.unwrap_or(0.0),
+            units,
+            scale.is_some(),
+            elem(logits),
+        );
+    }
+}
+
+impl CrossEntropyOps for CubeBackend {
+    fn cross_entropy(
+        input: CrossEntropyPrimitives<Self>,
+        targets: Arc<[i32]>,
+        options: CrossEntropyOptions,
+    ) -> CrossEntropyResult<Self> {
+        let [n, d_model]: [usize; 2] = input.hidden.shape().dims();
+        let (dtype, weight_dtype) = (input.hidden.dtype, input.weight.dtype);
+        let hidden = rows(input.hidden);
+        let weight = cast(rows(input.weight), dtype);
+        let mean = (1.0 / count(&targets) as f64) as f32;
+        let scale = options.gradients.then_some(mean);
+        let data = TensorData::new(targets.to_vec(), [n]);
+        let targets = B::int_from_data(data, &hidden.device);
+        let losses = empty_f32(&hidden, [n]);
+        let chunk = options.chunk.min(n);
+        let mut grad_hidden = Vec::new();
+        let mut grad_weight: Option<CubeTensor> = None;
+        for first in (0..n).step_by(chunk) {
+            let end = n.min(first + chunk);
+            let hidden = match chunk < n {
+                true => {
+                    let part = [Slice::from(first..end), Slice::from(0..d_model)];
+                    rows(B::float_slice(hidden.clone(), &part))
+                }
+                false => hidden.clone(),
+            };
+            let logits = product(hidden.clone(), B::float_swap_dims(weight.clone(), 0, 1), dtype);
+            softmax(&logits, &targets, &losses, first, scale);
+            if !options.gradients {
+                continue;
+            }
+            grad_hidden.push(product(logits.clone(), weight.clone(), dtype));
+            let sum = sum_of_rows(logits, hidden, DType::F32);
+            grad_weight = Some(match grad_weight {
+                Some(grad) => B::float_add(grad, sum),
+                None => sum,
+            });
+        }
+        let hidden = match grad_hidden.len() {
+            0 => None,
+            1 => grad_hidden.pop(),
+            _ => Some(B::float_cat(grad_hidden, 0)),
+        };
+        CrossEntropyResult {
+            loss: sum_all(&losses, mean),
+            hidden: hidden.map(|grad| B::float_reshape(grad, Shape::from([n, d_model]))).into(),
+            weight: grad_weight.map(|grad| cast(grad, weight_dtype)).into(),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Mean cross-entropy of a linear head, whose logits are never all there.
+//!
+//! For a vocabulary of 50,000 the logits of a batch are larger than everything else in training. Here
+//! a chunk of positions has its logits computed, reduced to losses, and turned into their own gradient
+//! where they stand; two more products take that to the gradients of the head and of its input. All
+//! this happens in the forward pass, as what a loss depends on linearly is known there: the backward
+//! pass multiplies by one number. The idea is that of Liger-Kernel (Hsu et al. 2024, arXiv:2410.10989).
+//! [`host`] is the specification, [`reference()`] the loss as ordinary tensors. May import Burn.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor};
+//! use ssm_core::ops::cross_entropy::linear_cross_entropy;
+//!
+//! let device = Device::flex();
+//! let (hidden, weight) = (Tensor::<2>::ones([3, 8], &device), Tensor::ones([5, 8], &device));
+//! let loss = linear_cross_entropy(hidden, weight, &[4, -1, 0], 1 << 20);
+//! assert!((loss.into_scalar::<f32>() - 5_f32.ln()).abs() < 1e-6);
+//! ```
+
+mod autodiff;
+mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
+pub mod extension;
+pub mod host;
+#[cfg(feature = "cube")]
+mod kernel;
+mod reference;
+
+use burn::{backend::Dispatch, tensor::Tensor};
+
+use self::extension::{CrossEntropyOps, CrossEntropyOptions, CrossEntropyPrimitives};
+pub use self::reference::reference;
+use crate::ops::primitive::check_shape;
+
+/// Mean over positions of `logsumexp(z) - z[target]` in nats, with `z = weight * hidden`.
+///
+/// A negative target is left out of the mean and of the gradients.
+///
+/// # Shapes
+/// - `hidden`: `[n, d_model]`;  `weight`: `[n_rows, d_model]`, a row a token
+/// - `targets`: `n` rows of `weight`, or negative numbers
+/// - output: `[1]`, f32
+///
+/// # Numerics
+/// Products take their factors in the type of `hidden`, which the logits are in too; maximum, sum and
+/// loss are f32, and so is the sum over chunks that the gradient of `weight` is. At most `max_logits`
+/// logits, and at least those of one position, are there at a time. On the CPU, results are bit-equal
+/// for any number of threads.
+///
+/// # Gradients
+/// `hidden` and `weight`. First order only.
+///
+/// # Panics
+/// If a shape disagrees, if a target is no row of `weight`, or if no target counts.
+///
+/// # Source
+/// `LigerFusedLinearCrossEntropyLoss`, arXiv:2410.10989, section 3.2.
+pub fn linear_cross_entropy(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    targets: &[i32],
+    max_logits: usize,
+) -> Tensor<1> {
+    check(&hidden, &weight, targets);
+    let [n_rows, _] = weight.dims();
+    let input =
+        CrossEntropyPrimitives { hidden: hidden.into_dispatch(), weight: weight.into_dispatch() };
+    let options = CrossEntropyOptions { chunk: (max_logits / n_rows).max(1), gradients: false };
+    let result = <Dispatch as CrossEntropyOps>::cross_entropy(input, targets.into(), options);
+    Tensor::from_dispatch(result.loss)
+}
+
+fn check(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[i32]) {
+    const OP: &str = "cross_entropy";
+    let [n, d_model] = hidden.dims();
+    let [n_rows, _] = weight.dims();
+    // Any number of rows is right.
+    check_shape(OP, "weight", weight.dims(), [("n_rows", n_rows), ("d_model", d_model)]);
+    assert!(targets.len() == n, "{OP}: {} targets for n = {n} positions", targets.len());
+    if let Some(target) = targets.iter().find(|target| **target >= 0 && **target as usize >= n_rows)
+    {
+        panic!("{OP}: target {target} is no row of `weight`, which has {n_rows}");
+    }
+    assert!(targets.iter().any(|target| *target >= 0), "{OP}: no target counts");
+}
+
+/// How many targets count.
+fn count(targets: &[i32]) -> usize {
+    targets.iter().filter(|target| **target >= 0).count()
+}

@@ -1,0 +1,130 @@
+//! Sums of squares on devices of CubeCL: few launches, and one buffer to read.
+
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::{CubeBackend, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
+use cubecl::{CubeCount, CubeDim, prelude::SequenceArg};
+
+use super::kernel::squares;
+use crate::cube::{UNITS, rows, vector_size};
+
+/// Tensors of one launch: with the output and the launcher's own buffer the eight that every device
+/// binds.
+const GROUP: usize = 6;
+
+/// Elements that a cube adds up at least, unless there are less.
+const PIECE: usize = 1 << 14;
+
+/// Most cubes, and so sums, of a tensor.
+const MAX_CUBES: usize = 256;
+
+/// Tensors whose squares are to be added.
+#[derive(Default)]
+pub(super) struct Squares {
+    tensors: Vec<CubeTensor>,
+}
+
+/// The tensors of one launch and how many cubes, which leave a sum each, it gives every one of them.
+struct Group<'a> {
+    tensors: &'a [CubeTensor],
+    cubes: usize,
+}
+
+impl Squares {
+    /// Takes an f32 tensor, unless it is on another device.
+    pub(super) fn push<const D: usize>(&mut self, tensor: Tensor<D>) -> bool {
+        let Some(tensor) = rows(tensor) else { return false };
+        if tensor.meta.num_elements() > 0 {
+            self.tensors.push(tensor);
+        }
+        true
+    }
+
+    /// Sums that add up to the sum of all squares; `None` of no elements.
+    ///
+    /// How the squares are parted among them depends on the shapes only, so equal gradients have
+    /// equal norms.
+    pub(super) fn sums(mut self) -> Option<Tensor<1>> {
+        // Tensors of one launch get as many cubes as the largest of them needs.
+        self.tensors.sort_by_key(|tensor| tensor.meta.num_elements());
+        let groups: Vec<Group> = self.tensors.chunks(GROUP).map(Group::new).collect();
+        let n_sums: usize = groups.iter().map(|group| group.cubes * group.tensors.len()).sum();
+        let like = self.tensors.first()?;
+        let (client, device) = (like.client.clone(), like.device.clone());
+        let sums = empty_device_contiguous_dtype(client, device, Shape::from([n_sums]), DType::F32);
+        let mut offset = 0;
+        for group in groups {
+            group.launch(&sums, offset);
+            offset += group.cubes * group.tensors.len();
+        }
+        Some(Tensor::from_primitive::<CubeBackend>(sums))
+    }
+}
+
+impl<'a> Group<'a> {
+    fn new(tensors: &'a [CubeTensor]) -> Self {
+        let lens = tensors.iter().map(|tensor| tensor.meta.num_elements());
+        let longest = lens.max().unwrap_or(0);
+        Self { tensors, cubes: longest.div_ceil(PIECE).clamp(1, MAX_CUBES) }
+    }
+
+    fn launch(&self, sums: &CubeTensor, offset: usize) {
+        let lens = || self.tensors.iter().map(|tensor| tensor.meta.num_elements());
+        // A divisor of every length is one of their bits together.
+        let vector = vector_size(lens().fold(0, |bits, len| bits | len));
+        let mut tensors = SequenceArg::new();
+        let mut vectors = SequenceArg::new();
+        for tensor in self.tensors {
+            vectors.push(tensor.meta.num_elements() / vector);
+            tensors.push(tensor.clone().into_tensor_arg());
+        }
+        let count = CubeCount::Static(self.cubes as u32, self.tensors.len() as u32, 1);
+        // SAFETY: units check their position against the length of their tensor, `vector` divides it,
+        // and `sums` has a place for every cube behind `offset`.
+        unsafe {
+            squares::launch_unchecked(
+                &sums.client,
+                count,
+                CubeDim::new_1d(UNITS as u32),
+                vector,
+                tensors,
+                vectors,
+                sums.clone().into_tensor_arg(),
+                offset,
+                UNITS,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Tensor, TensorData};
+
+    use super::*;
+
+    /// Needs the GPU that the variable `SSM_TEST_DEVICE` names; passes without.
+    #[test]
+    fn sums_of_several_launches_add_up_to_all_squares() {
+        let Some(device) = crate::device::test_device() else { return };
+        let mut squares = Squares::default();
+        let mut expected = 0.0;
+        // Odd lengths, more tensors than a launch takes, and more pieces than one.
+        for len in [1, 3, 64, 3 * PIECE + 5, 100, 7, 5000, 12, MAX_CUBES * PIECE + 1] {
+            let values: Vec<f32> = (0..len).map(|i| ((i * 37 + len) % 101) as f32 / 50.0).collect();
+            expected += values.iter().map(|x| f64::from(x * x)).sum::<f64>();
+            let data = TensorData::new(values, [1, len]);
+            assert!(squares.push(Tensor::<2>::from_data(data, &device).transpose()));
+        }
+        let sums = squares.sums().unwrap().into_data();
+        let sum: f64 = sums.iter::<f64>().sum();
+        assert!((sum - expected).abs() <= 1e-6 * expected, "{sum} is not {expected}");
+    }
+
+    #[test]
+    fn a_tensor_of_the_host_is_left_to_others() {
+        let device = crate::device::open("flex", 0).unwrap();
+        let mut squares = Squares::default();
+        assert!(!squares.push(Tensor::<1>::ones([3], &device)));
+        assert!(squares.sums().is_none());
+    }
+}
