@@ -23,6 +23,8 @@ mod cpu;
 mod cube;
 pub mod extension;
 #[cfg(feature = "cube")]
+mod hopper;
+#[cfg(feature = "cube")]
 mod kernel;
 
 use burn::{backend::Dispatch, module::Param, nn::Linear, tensor::Tensor};
