@@ -3,7 +3,7 @@
 use burn::{
     module::Param,
     nn::Linear,
-    tensor::{Device, Tensor},
+    tensor::{DType, Device, Tensor},
 };
 use ssm_core::ops::linear::{linear, linear_split};
 
@@ -115,13 +115,116 @@ fn a_linear_map_reads_views_and_keeps_the_type() {
         if half_devices().iter().all(|(half, _)| *half != name) {
             continue; // no bf16 there
         }
-        let half = Linear {
-            weight: Param::from_tensor(layer.weight.val().cast(burn::tensor::DType::BF16)),
-            bias: None,
-        };
-        let y = linear(&half, x.cast(burn::tensor::DType::BF16));
-        assert_eq!(y.dtype(), burn::tensor::DType::BF16, "{name}");
+        let half =
+            Linear { weight: Param::from_tensor(layer.weight.val().cast(DType::BF16)), bias: None };
+        let y = linear(&half, x.cast(DType::BF16));
+        assert_eq!(y.dtype(), DType::BF16, "{name}");
         assert_error(name, &values(&y), &values(&truth), 2e-2);
+    }
+}
+
+/// Rows, `d_in` and the widths of the parts, for half precision: matrix units read rows of whole units
+/// of 16 bytes, in tiles whose edges lie inside of these sizes.
+const HALF_SHAPES: [(usize, usize, &[usize]); 12] = [
+    (1, 8, &[8]),
+    (7, 5, &[3]),
+    (80, 48, &[152]),
+    (100, 1000, &[80]),
+    (195, 96, &[48, 16, 16]),
+    (129, 80, &[64, 136]),
+    (300, 72, &[264, 56]),
+    (257, 136, &[128, 192]),
+    (2048, 24, &[40]),
+    (1100, 128, &[256, 128]),
+    (640, 64, &[384]),
+    (333, 200, &[96, 32]),
+];
+
+/// `[m, k] * [k, n]` in f64, each operand with the strides of its rows and columns.
+fn host_product(
+    [m, n, k]: [usize; 3],
+    (a, [a_row, a_col]): (&[f64], [usize; 2]),
+    (b, [b_row, b_col]): (&[f64], [usize; 2]),
+) -> Vec<f64> {
+    let mut out = vec![0.0; m * n];
+    for (i, out) in out.chunks_exact_mut(n).enumerate() {
+        for l in 0..k {
+            let a = a[i * a_row + l * a_col];
+            for (j, out) in out.iter_mut().enumerate() {
+                *out += a * b[l * b_row + j * b_col];
+            }
+        }
+    }
+    out
+}
+
+/// Columns `from..from + len` of rows of `width`.
+fn host_columns(values: &[f64], width: usize, from: usize, len: usize) -> Vec<f64> {
+    values.chunks_exact(width).flat_map(|row| &row[from..from + len]).copied().collect()
+}
+
+#[test]
+fn linear_in_half_precision_agrees_with_f64_products() {
+    for (name, device) in half_devices() {
+        let device = device.autodiff();
+        for (index, (rows, d_in, widths)) in HALF_SHAPES.into_iter().enumerate() {
+            let d_out: usize = widths.iter().sum();
+            let mut draw = Draw::new(100 + index as u64);
+            // Values of bf16, so that all that differs is the result.
+            let mut half = |m: usize, n: usize| {
+                tensor(&draw.uniform(m * n, -1.0, 1.0), [m, n], &device).cast(DType::BF16)
+            };
+            let x = half(rows, d_in);
+            let (weight, cotangent) = (half(d_in, d_out), half(rows, d_out));
+            let (xs, weights, grads) = (values(&x), values(&weight), values(&cotangent));
+            let sizes = [rows, d_out, d_in];
+            let y = host_product(sizes, (&xs, [d_in, 1]), (&weights, [d_out, 1]));
+            let sizes = [rows, d_in, d_out];
+            let grad_x = host_product(sizes, (&grads, [d_out, 1]), (&weights, [1, d_out]));
+            let sizes = [d_in, d_out, rows];
+            let grad_weight = host_product(sizes, (&xs, [1, d_in]), (&grads, [d_out, 1]));
+            for dtype in [DType::F32, DType::BF16] {
+                let what = format!("{name}, shape {index}, weight {dtype:?}");
+                let x = x.clone().unsqueeze::<3>().require_grad();
+                let weight = weight.clone().cast(dtype).require_grad();
+                let layer = Linear { weight: Param::from_tensor(weight.clone()), bias: None };
+                let run = || {
+                    let parts: Vec<Tensor<3>> = match *widths {
+                        [_] => vec![linear(&layer, x.clone())],
+                        [a, b] => linear_split(&layer, x.clone(), [a, b]).into(),
+                        [a, b, c] => linear_split(&layer, x.clone(), [a, b, c]).into(),
+                        _ => panic!("up to three parts"),
+                    };
+                    let mut results: Vec<Vec<f64>> = parts.iter().map(values).collect();
+                    let mut from = 0;
+                    let losses = parts.into_iter().zip(widths).map(|(part, len)| {
+                        let of = cotangent.clone().narrow(1, from, *len).cast(DType::F32);
+                        from += len;
+                        (part.cast(DType::F32) * of.unsqueeze::<3>()).sum()
+                    });
+                    let loss = losses.reduce(|a, b| a + b).expect("a part");
+                    let grads = loss.backward();
+                    let of_x = x.grad(&grads).expect("gradient of x");
+                    let of_weight = layer.weight.val().grad(&grads).expect("gradient of weight");
+                    assert_eq!((of_x.dtype(), of_weight.dtype()), (DType::BF16, dtype), "{what}");
+                    results.extend([values(&of_x), values(&of_weight)]);
+                    results
+                };
+                let got = run();
+                let mut from = 0;
+                let mut truth = Vec::new();
+                for len in widths {
+                    truth.push(host_columns(&y, d_out, from, *len));
+                    from += len;
+                }
+                truth.extend([grad_x.clone(), grad_weight.clone()]);
+                for (tensor, (got, truth)) in got.iter().zip(&truth).enumerate() {
+                    // A rounding to bf16 is 1.7e-3; a sum of products is rounded up to three times.
+                    assert_error(&format!("{what}, tensor {tensor}"), got, truth, 5e-3);
+                }
+                assert!(got == run(), "{what}: a second run has other bits");
+            }
+        }
     }
 }
 

@@ -2,13 +2,13 @@
 
 use burn::{
     backend::{TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor},
-    tensor::{Shape, Slice},
+    tensor::{DType, Shape, Slice},
 };
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use super::{
     extension::{LinearGradPrimitives, LinearOps, LinearOptions, LinearPrimitives, Parts},
-    kernel::{product as multiply, sum_of_rows},
+    kernel::{product as multiply, sum_of_products, sum_of_rows},
 };
 use crate::ops::{
     cube::{cast, join, rows, split},
@@ -95,7 +95,8 @@ fn backward(
     let (x, weight) = (matrix(input.x), cast(input.weight, dtype));
     let [n_rows, _]: [usize; 2] = x.shape().dims();
     let all: Vec<_> = grad_y.into_options().into_iter().zip(options.columns()).collect();
-    let zeros = |shape: [usize; 2]| B::float_zeros(Shape::from(shape), &device, dtype.into());
+    let zeros =
+        |shape: [usize; 2], dtype: DType| B::float_zeros(Shape::from(shape), &device, dtype.into());
     // Gradients of the outputs with their columns in `weight`.
     let parts: Vec<(CubeTensor, (usize, usize))> = if all.len() > 1 && in_one(n_rows, d_out) {
         let mut grads = all.into_iter().map(|(grad, _)| grad.map(|grad| rows(cast(grad, dtype))));
@@ -106,6 +107,13 @@ fn backward(
         present.map(|(grad, part)| (matrix(cast(grad, dtype)), part)).collect()
     };
     let grad_x = options.grad_x.then(|| {
+        let used: usize = parts.iter().map(|(_, (_, len))| len).sum();
+        if let [(first, _), (second, _)] = parts.as_slice()
+            && used == d_out
+            && let Some(sum) = sum_of_products([first, second], &transposed(weight.clone()), dtype)
+        {
+            return B::float_reshape(sum, shape);
+        }
         let products = parts.iter().map(|(grad, part)| {
             let weight = match *part == (0, d_out) {
                 true => weight.clone(),
@@ -113,17 +121,17 @@ fn backward(
             };
             multiply(grad.clone(), transposed(weight), dtype)
         });
-        let sum = products.reduce(B::float_add).unwrap_or_else(|| zeros([n_rows, d_in]));
+        let sum = products.reduce(B::float_add).unwrap_or_else(|| zeros([n_rows, d_in], dtype));
         B::float_reshape(sum, shape)
     });
     // The columns of all parts next to each other, zeros where a part is absent.
-    let beside = |rows: usize, of: &dyn Fn(&CubeTensor) -> CubeTensor| {
+    let beside = |rows: usize, dtype: DType, of: &dyn Fn(&CubeTensor) -> CubeTensor| {
         let mut pieces = Vec::new();
         for (from, len) in options.columns() {
             match parts.iter().find(|(_, part)| part.0 == from) {
                 Some((grad, _)) => pieces.push(of(grad)),
                 None if parts.iter().any(|(_, part)| *part == (0, d_out)) => {}
-                None => pieces.push(zeros([rows, len])),
+                None => pieces.push(zeros([rows, len], dtype)),
             }
         }
         match pieces.len() {
@@ -132,11 +140,11 @@ fn backward(
         }
     };
     let grad_weight = options.grad_weight.then(|| {
-        let grad = beside(d_in, &|grad| sum_of_rows(x.clone(), grad.clone(), dtype));
-        cast(grad, types.weight.dtype)
+        let dtype = types.weight.dtype;
+        beside(d_in, dtype, &|grad| sum_of_rows(x.clone(), grad.clone(), dtype))
     });
     let grad_bias = types.bias.into_option().map(|like| {
-        let grad = beside(1, &|grad| B::float_sum_dim(grad.clone(), 0));
+        let grad = beside(1, dtype, &|grad| B::float_sum_dim(grad.clone(), 0));
         cast(B::float_reshape(grad, Shape::from([d_out])), like.dtype)
     });
     LinearGradPrimitives {

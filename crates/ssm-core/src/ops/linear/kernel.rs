@@ -1,4 +1,5 @@
-//! Matrix products on devices of CubeCL: which of its kernels, and long sums in parts.
+//! Matrix products on devices of CubeCL: our own kernel on Hopper chips, which of CubeK's elsewhere, and
+//! long sums in parts.
 //!
 //! The kernel depends on the type and the sizes and on nothing that is measured while the program
 //! runs: a product that is tuned by the clock has other bits in the next run, and takes minutes before
@@ -30,6 +31,7 @@ use cubek::{
     std::InputBinding,
 };
 
+use super::hopper;
 use crate::ops::cube::{cast, empty, is_cuda};
 
 type B = CubeBackend;
@@ -46,20 +48,33 @@ const MIN_PART: usize = 256;
 /// Most parts of a sum.
 const MAX_PARTS: usize = 64;
 
-/// `lhs * rhs` of two matrices in any order of memory, in `dtype`.
+/// `lhs * rhs` of two matrices in any order of memory, added in f32 and written in `dtype`.
 pub(in crate::ops) fn product(lhs: CubeTensor, rhs: CubeTensor, dtype: DType) -> CubeTensor {
-    launch(lhs, rhs, dtype)
+    hopper::product(&lhs, &rhs, dtype).unwrap_or_else(|| launch(lhs, rhs, dtype))
 }
 
-/// `lhs^T * rhs` of two row-major matrices, a sum over their rows.
+/// `first * rhs[..k] + second * rhs[k..]`, where `first` has `k` columns, if that is one product.
+pub(super) fn sum_of_products(
+    [first, second]: [&CubeTensor; 2],
+    rhs: &CubeTensor,
+    dtype: DType,
+) -> Option<CubeTensor> {
+    hopper::sum_of_products([first, second], rhs, dtype)
+}
+
+/// `lhs^T * rhs` of two row-major matrices, a sum over their rows, written in `dtype`.
 ///
 /// There are often many more rows than the result has tiles, so a part of the device would do all the
 /// work: the rows are cut into parts, whose products are added in f32 afterwards, always in one order.
 pub(in crate::ops) fn sum_of_rows(lhs: CubeTensor, rhs: CubeTensor, dtype: DType) -> CubeTensor {
+    let transposed = B::float_swap_dims(lhs.clone(), 0, 1);
+    if let Some(sum) = hopper::product(&transposed, &rhs, dtype) {
+        return sum;
+    }
     let ([rows, m], [_, n]): ([usize; 2], [usize; 2]) = (lhs.shape().dims(), rhs.shape().dims());
     let parts = parts(rows, m.div_ceil(TILE) * n.div_ceil(TILE));
     if parts == 1 {
-        return launch(B::float_swap_dims(lhs, 0, 1), rhs, dtype);
+        return launch(transposed, rhs, dtype);
     }
     let cut = |t: CubeTensor, width| B::float_reshape(t, Shape::from([parts, rows / parts, width]));
     let products = launch(B::float_swap_dims(cut(lhs, m), 1, 2), cut(rhs, n), DType::F32);

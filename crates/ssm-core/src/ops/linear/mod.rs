@@ -23,6 +23,8 @@ pub(in crate::ops) mod cpu;
 mod cube;
 pub mod extension;
 #[cfg(feature = "cube")]
+mod hopper;
+#[cfg(feature = "cube")]
 pub(in crate::ops) mod kernel;
 
 use burn::{backend::Dispatch, module::Param, nn::Linear, tensor::Tensor};
