@@ -89,8 +89,8 @@ impl<M: Module> Accumulation<M> {
         let squares = rows.iter().map(|row| row.clone().square().sum());
         let mut numbers =
             read(losses.chain(squares).collect()).map_err(|error| device_failed(&error))?;
-        let squares: f64 = numbers.split_off(self.losses.len()).iter().sum();
-        let [total, weight] = self.weighted(&numbers);
+        let squares: f64 = numbers.split_off(self.losses.len()).iter().flatten().sum();
+        let [total, weight] = self.weighted(&numbers.concat());
         // The sums have the same bits everywhere, but each device may choose another kernel to square
         // them: the norm of replica 0 is that of all.
         let squares = if collective.rank() == 0 { squares } else { 0.0 };
