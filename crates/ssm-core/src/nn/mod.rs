@@ -7,6 +7,7 @@ mod block;
 mod dropout;
 mod mlp;
 mod reordered;
+mod residual;
 
 pub use self::{
     attention_pool::{AttentionPool, AttentionPoolConfig},
@@ -16,4 +17,5 @@ pub use self::{
     dropout::dropout,
     mlp::{Mlp, MlpConfig},
     reordered::{Reordered, ReorderedConfig},
+    residual::compute_in,
 };
