@@ -79,6 +79,10 @@ impl TaskConfig for LmConfig {
     fn has_layers(_model: &MambaLmConfig) -> bool {
         true
     }
+
+    fn f32_only(_model: &MambaLmConfig) -> Option<String> {
+        None
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use burn::{
     module::{Module, Param},
-    tensor::{Int, Tensor, TensorData, activation},
+    tensor::{FloatDType, Int, Tensor, TensorData, activation},
 };
 use ssm_core::ops::recompute::recompute;
 
@@ -82,7 +82,8 @@ struct Head {
 impl Head {
     /// `[1, n, d_model]` to cross-entropies `[1, n, 1]`.
     fn forward(&self, hidden: Tensor<3>) -> Tensor<3> {
-        let logits = hidden.squeeze_dim::<2>(0).matmul(self.weight.val().transpose());
+        let weight = self.weight.val().cast(FloatDType::from(hidden.dtype()));
+        let logits = hidden.squeeze_dim::<2>(0).matmul(weight.transpose());
         cross_entropy(logits, &self.targets).unsqueeze_dim::<2>(1).unsqueeze_dim(0)
     }
 }
@@ -91,7 +92,7 @@ impl Head {
 pub(super) fn cross_entropy(logits: Tensor<2>, targets: &[i32]) -> Tensor<1> {
     let tokens = TensorData::new(targets.to_vec(), [targets.len(), 1]);
     let tokens = Tensor::<2, Int>::from_data(tokens, &logits.device());
-    let logits = logits.cast(burn::tensor::FloatDType::F32);
+    let logits = logits.cast(FloatDType::F32);
     -activation::log_softmax(logits, 1).gather(1, tokens).squeeze_dim(1)
 }
 

@@ -85,13 +85,25 @@ impl<'a, T: Task> Trainer<'a, T> {
         run.describe(&config.to_toml(), &info)?;
         let log = MetricsLog::open(&run.metrics(), position.metrics, config.log.tensorboard)?;
         tracing::info!("data: {}", info.data);
-        tracing::info!("model: {} parameters on `{backend}`", info.parameters);
+        let precision = config.train.precision;
+        let mixed = precision.activations().map(|_| format!(", {} products", precision.name()));
+        let mixed = mixed.unwrap_or_default();
+        tracing::info!("model: {} parameters on `{backend}`{mixed}", info.parameters);
+        if !mixed.is_empty() && device::is_processor(backend) {
+            tracing::warn!(
+                "`{backend}` computes {} in f32 and rounds, slower than f32 alone",
+                precision.name()
+            );
+        }
         tracing::info!("run: `{}`, step {} of {}", path.display(), position.step, plan.total_steps);
         let mut progress =
             Progress::new(&config.run.name, plan.total_steps, position.step, &options.show);
         if let Some(best) = position.best {
             progress.best(replica.task.selection().metric, best.value);
         }
+        let peak = device::peak_flops(&replica.device, precision);
+        let peak = peak.map(|peak| peak * replica.collective.size() as f64);
+        let work = (replica.task.work(&model), peak);
         let trainer = Self {
             config,
             replica,
@@ -101,6 +113,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             position,
             started: Instant::now(),
             pace: (Duration::ZERO, 0.0),
+            work,
         };
         if !trainer.is_over() {
             run.remove_results()?;

@@ -3,14 +3,14 @@
 use burn::{
     module::Module,
     nn::{LayerNorm, LayerNormConfig, Linear},
-    tensor::{Device, Tensor},
+    tensor::{Device, FloatDType, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
-    nn::{Bidirectional, BidirectionalConfig, Merge, dropout},
+    nn::{Bidirectional, BidirectionalConfig, Merge, compute_in, dropout},
     ops::{linear::linear, pointwise::gelu},
 };
 use ssm_train::config::Issue;
@@ -136,6 +136,7 @@ impl SMambaConfig {
                     linear2: init.linear(self.d_ff, d_model, true),
                     norm2: norm(),
                     dropout: self.dropout,
+                    branches: None,
                 })
                 .collect(),
             norm_f: norm(),
@@ -181,6 +182,12 @@ pub struct SMamba {
 
 impl SMamba {
     pub(super) const READS_CALENDAR: bool = true;
+
+    /// From now on mixers and feed-forward networks compute in `dtype`. What they add up to, its norms,
+    /// the embedding and the forecast stay in f32.
+    pub fn compute_in(&mut self, dtype: FloatDType) {
+        self.layers.iter_mut().for_each(|layer| layer.branches = Some(dtype));
+    }
 
     /// `[batch, n_variates, lookback_len]` to `[batch, n_variates, pred_len]`.
     #[must_use]
@@ -236,15 +243,21 @@ pub struct SMambaLayer {
     linear2: Linear,
     norm2: LayerNorm,
     dropout: f64,
+    /// What mixer and feed-forward network compute in, if not in the type of the tokens.
+    #[module(skip)]
+    branches: Option<FloatDType>,
 }
 
 impl SMambaLayer {
     /// `[batch, n_tokens, d_model]` to the same shape.
     #[must_use]
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.norm1.forward(x.clone() + self.mixer.forward(x));
-        let hidden = dropout(gelu(linear(&self.linear1, x.clone())), self.dropout);
-        let y = dropout(linear(&self.linear2, hidden), self.dropout);
+        let mixed = compute_in(self.branches, x.clone(), |x| self.mixer.forward(x));
+        let x = self.norm1.forward(x + mixed);
+        let y = compute_in(self.branches, x.clone(), |x| {
+            let hidden = dropout(gelu(linear(&self.linear1, x)), self.dropout);
+            dropout(linear(&self.linear2, hidden), self.dropout)
+        });
         self.norm2.forward(x + y)
     }
 }
