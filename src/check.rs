@@ -59,7 +59,8 @@ impl TaskVisitor for Check {
             }
             (None, None) => config.device,
         };
-        let device = device::open(&config.device.backend, config.device.index)?;
+        let device =
+            device::open_for(&config.device.backend, config.device.index, config.train.precision)?;
         let dirs = data.resolve();
         let settings = config.settings(dirs.clone());
         let (mut tables, n_fatal) =

@@ -82,7 +82,8 @@ impl TaskVisitor for Generate {
             &args.run,
             device.as_ref(),
             |config, artifacts, device| {
-                T::restore(&config.task, &config.model, artifacts, config.run.seed, device)
+                let settings = config.settings(Vec::new());
+                T::restore(&config.task, &config.model, artifacts, &settings, device)
             },
         )?;
         let request = GenerateRequest {

@@ -52,7 +52,8 @@ impl TaskVisitor for Draw {
             &run,
             device.as_ref(),
             |config, artifacts, device| {
-                T::restore(&config.task, &config.model, artifacts, config.run.seed, device)
+                let settings = config.settings(Vec::new());
+                T::restore(&config.task, &config.model, artifacts, &settings, device)
             },
         )?;
         let request = HeatmapRequest { slide, thumbnail, slide_size };

@@ -108,8 +108,8 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Error> {
     }
     let (config, artifacts, model) =
         loading::restore_model::<LmConfig, _>(&args.run, None, |config, artifacts, device| {
-            let (task, model) = (&config.task, &config.model);
-            LmTask::restore(task, model, artifacts, config.run.seed, device)
+            let settings = config.settings(Vec::new());
+            LmTask::restore(&config.task, &config.model, artifacts, &settings, device)
         })?;
     let artifacts: Artifacts = serde_json::from_value(artifacts)
         .map_err(|reason| usage(format!("the artifacts of the run: {reason}"), None))?;

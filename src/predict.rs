@@ -39,7 +39,8 @@ impl TaskVisitor for Predict {
             &run,
             device.as_ref(),
             |config, artifacts, device| {
-                T::restore(&config.task, &config.model, artifacts, config.run.seed, device)
+                let settings = config.settings(Vec::new());
+                T::restore(&config.task, &config.model, artifacts, &settings, device)
             },
         )?;
         let text = T::predict(&config.task, &artifacts, &model, &input)?;

@@ -99,6 +99,70 @@ fn a_language_model_is_trained_resumed_scored_and_sampled() {
 }
 
 #[test]
+fn a_run_in_bf16_is_nearly_one_in_f32_and_goes_on_bit_for_bit() {
+    let (desk, config) = desk();
+    let train = |name: &str, precision: &str, steps: &str, more: &[&str]| {
+        let set = [format!("run.name={name}"), format!("train.precision={precision}")];
+        let steps = format!("train.steps={steps}");
+        let set =
+            ["--set", &set[0], "--set", &set[1], "--set", &steps, "--set", "log.every_steps=1"];
+        desk.trained(&config, &[&set, more].concat())
+    };
+    train("f32", "f32", "20", &[]);
+    let trained = train("whole", "bf16", "20", &[]);
+    assert!(
+        trained.stderr.contains(" WARN `flex` computes bf16 in f32 and rounds"),
+        "{}",
+        trained.stderr
+    );
+    train("parts", "bf16", "10", &[]);
+    train("parts", "bf16", "20", &["--resume"]);
+    assert_eq!(losses(&desk, "whole"), losses(&desk, "parts"));
+    let mut differ = false;
+    for (f32, bf16) in losses(&desk, "f32").iter().zip(losses(&desk, "whole")) {
+        let (f32, bf16) = (f32[2].as_f64().unwrap(), bf16[2].as_f64().unwrap());
+        differ |= f32 != bf16;
+        assert!((f32 - bf16).abs() < 3e-2 * f32, "{bf16} is not nearly {f32}");
+    }
+    assert!(differ, "bf16 rounds");
+    // Parameters and moments are as wide as in f32.
+    for file in ["model", "optimizer"] {
+        let bytes = |run: &str| {
+            let dir = desk.path(&format!("{run}/checkpoints/step_00000020"));
+            let entries = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap());
+            let found =
+                entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(file));
+            found.map(|entry| entry.metadata().unwrap().len()).sum::<u64>()
+        };
+        assert_eq!(bytes("whole"), bytes("f32"), "{file}");
+        assert!(bytes("f32") > 0, "{file}");
+    }
+    // Throughput is in tokens; what a processor reaches at most is not known.
+    let log = fs::read_to_string(desk.path("whole/metrics.jsonl")).unwrap();
+    let row: Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
+    assert_eq!(row["tokens_per_sec"], row["samples_per_sec"]);
+    assert_eq!(row.get("mfu"), None);
+    // What was trained in bf16 is scored and sampled in bf16.
+    let run = desk.path("whole").display().to_string();
+    let ended = desk.ssm(&["eval", &run, "--json"]);
+    let scores: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let last = losses(&desk, "whole").pop().unwrap();
+    let loss = &scores[format!("{run} on test")][0]["loss"];
+    assert_eq!((&last[1], loss), (&Value::from("valid"), &last[2]));
+    let prompt = ["generate", &run, "--prompt", "so it ", "--max-tokens", "20"];
+    assert_eq!(desk.ssm(&prompt).stdout.len(), 21);
+    for arguments in [&["eval", &run][..], &prompt] {
+        let ended = desk.ssm(&[arguments, &["--device", "ndarray"]].concat());
+        assert_eq!(
+            ended.stderr,
+            "error: device `ndarray`: `train.precision`: expected `f32` on the backend `ndarray`, got \
+             `bf16`\nhint: `flex` and `cuda` compute in bf16; f32 runs everywhere\n"
+        );
+        assert_eq!((ended.code, ended.stdout.as_str()), (1, ""));
+    }
+}
+
+#[test]
 fn the_made_up_task_of_the_first_look_is_learned() {
     let desk = Desk::new();
     let ended = desk.trained("configs/lm/debug.toml", &["--json"]);

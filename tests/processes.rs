@@ -72,7 +72,7 @@ fn trace(run: &Path) -> (Vec<Value>, Vec<u8>) {
     let mut rows: Vec<Value> =
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for row in &mut rows {
-        for time in ["elapsed_secs", "samples_per_sec"] {
+        for time in ["elapsed_secs", "samples_per_sec", "tokens_per_sec"] {
             row.as_object_mut().unwrap().remove(time);
         }
     }

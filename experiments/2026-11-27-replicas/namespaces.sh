@@ -62,7 +62,7 @@ awk -v b="$began" -v e="$(date +%s.%N)" -v n="$(($(bytes) - before))" \
     'BEGIN { printf "%.1f s, %.1f MB over the wire\n", e - b, n / 1e6 }'
 
 # Times differ, and what the session was; nothing else may.
-strip() { sed -E 's/,?"(elapsed_secs|samples_per_sec)":[^,}]*//g' "$1"; }
+strip() { sed -E 's/,?"(elapsed_secs|samples_per_sec|tokens_per_sec|mfu)":[^,}]*//g' "$1"; }
 failed=0
 strip "$work/one/metrics.jsonl" > "$work/one.curve"
 strip "$work/two/metrics.jsonl" > "$work/two.curve"

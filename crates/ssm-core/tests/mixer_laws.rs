@@ -442,6 +442,74 @@ fn half_precision_runs_forward_backward_and_step_by_step() {
     }
 }
 
+/// Parameters and stream in f32, everything between them in bf16: outputs and gradients are those of f32
+/// but for rounding, and the gradients are in f32.
+#[test]
+fn a_backbone_in_mixed_precision_keeps_its_parameters_and_gradients_in_f32() {
+    for config in law_configs() {
+        for (name, device) in half_devices() {
+            let device = device.autodiff();
+            for (mlp, recompute) in
+                [(None, false), (Some(MlpConfig { d_hidden: 10, gated: true }), true)]
+            {
+                let config =
+                    BackboneConfig { d_model: D_MODEL, n_layer: 2, mixer: config.clone(), mlp };
+                let run = |dtype: Option<FloatDType>| {
+                    let mut backbone = config.init(&mut Init::new(3, &device));
+                    if let Some(dtype) = dtype {
+                        backbone.compute_in(dtype);
+                    }
+                    if recompute {
+                        backbone.recompute_layers();
+                    }
+                    let x = input(2, 9, 17, &device).require_grad();
+                    let y = backbone.forward(x.clone());
+                    assert_eq!(FloatDType::from(y.dtype()), dtype.unwrap_or(FloatDType::F32));
+                    let steps = backbone.init_state(2).ok().map(|mut state| {
+                        let head = backbone.prefill(x.clone().narrow(1, 0, 4), None, &mut state);
+                        let tail = (4..9).map(|t| {
+                            let x_t = x.clone().narrow(1, t, 1).squeeze_dim(1);
+                            backbone.step(x_t, &mut state).unsqueeze_dim(1)
+                        });
+                        values(&Tensor::<3>::cat([head].into_iter().chain(tail).collect(), 1))
+                    });
+                    let loss = y.clone().cast(FloatDType::F32) * input(2, 9, 18, &device);
+                    let grads = loss.sum().backward();
+                    let grad_x = x.grad(&grads).expect("a gradient of the input");
+                    assert_eq!(FloatDType::from(grad_x.dtype()), FloatDType::F32);
+                    backbone.visit(&mut AllF32(&grads));
+                    (values(&y), steps, values(&grad_x), Collect::of(&backbone, Some(&grads)))
+                };
+                let (truth, _, truth_x, truth_grads) = run(None);
+                let (y, steps, grad_x, grads) = run(Some(FloatDType::BF16));
+                let what = format!("{config:?} on {name}");
+                // Eight bits of mantissa, rounded after each of two handfuls of layers.
+                assert_error(&format!("outputs of {what}"), &y, &truth, 2e-2);
+                if let Some(steps) = steps {
+                    assert_error(&format!("steps of {what}"), &steps, &y, 2e-2);
+                }
+                assert_error(&format!("input gradient of {what}"), &grad_x, &truth_x, 2e-2);
+                for ((path, grad), (_, truth)) in grads.into_iter().zip(truth_grads) {
+                    // Through twice as many roundings as in the mixer alone, and some are next to zero.
+                    assert_error(&format!("gradient of {path} in {what}"), &grad, &truth, 1e-1);
+                }
+            }
+        }
+    }
+}
+
+/// Fails for a parameter or a gradient in another type.
+struct AllF32<'a>(&'a burn::tensor::Gradients);
+
+impl ModuleVisitor for AllF32<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let grad = param.val().grad(self.0).expect("a gradient");
+        for dtype in [param.val().dtype(), grad.dtype()] {
+            assert_eq!(FloatDType::from(dtype), FloatDType::F32);
+        }
+    }
+}
+
 #[test]
 fn a_configuration_out_of_range_names_the_field() {
     for (text, expected) in [

@@ -46,7 +46,8 @@ pub trait TaskEntry: Task {
 
     /// The model of a configuration with fresh parameters, without reading any data.
     ///
-    /// `artifacts` are what [`Task::artifacts`] gave when the model was trained.
+    /// `artifacts` are what [`Task::artifacts`] gave when the model was trained; of `settings` the seed
+    /// and the precision count.
     ///
     /// # Errors
     /// Artifacts of another task.
@@ -54,7 +55,7 @@ pub trait TaskEntry: Task {
         options: &OptionsOf<Self>,
         model: &ModelOf<Self>,
         artifacts: &serde_json::Value,
-        seed: u64,
+        settings: &Settings,
         device: &Device,
     ) -> Result<Self::Model, Error>;
 

@@ -15,7 +15,11 @@ use ssm_tasks::forecasting::{
     data::DataConfig,
     model::{Forecaster, ForecasterConfig},
 };
-use ssm_train::{config::Settings, error::Error, task::Task};
+use ssm_train::{
+    config::{Precision, Settings},
+    error::Error,
+    task::Task,
+};
 
 /// The device of every test.
 pub(crate) fn device() -> Device {
@@ -76,6 +80,7 @@ pub(crate) fn settings(eval_batch_size: usize) -> Settings {
         eval_batch_size,
         accumulate: 1,
         recompute: None,
+        precision: Precision::F32,
         fold: 0,
         data_dirs,
     }

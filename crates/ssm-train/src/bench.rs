@@ -15,7 +15,7 @@ use crate::{
     machine, optim,
     plan::{Plan, step_seed},
     report::Table,
-    task::Task,
+    task::{Task, Throughput},
 };
 
 /// Weights, gradients and both moments of the optimiser, in bytes for each parameter.
@@ -46,8 +46,10 @@ pub struct Cost {
     pub steps: u64,
     /// Passes over the training split.
     pub epochs: f64,
-    /// Weights, gradients and optimiser state, in bytes.
+    /// Weights, gradients and optimiser state, in bytes; f32 in every precision.
     pub state: u64,
+    /// What matrix products and activations are computed in.
+    pub precision: &'static str,
     /// What steps took, if any were done.
     pub measured: Option<Measured>,
 }
@@ -64,6 +66,8 @@ pub struct Measured {
     pub parts: [(&'static str, Duration); 5],
     /// Samples a second.
     pub samples_per_sec: f64,
+    /// The same in tokens, of a task that reads tokens.
+    pub throughput: Option<Throughput>,
     /// Memory that the device or the process holds after the steps, in bytes, where it is known.
     pub memory: Option<u64>,
 }
@@ -78,7 +82,7 @@ pub fn cost<T: Task>(
     limit: Limit,
 ) -> Result<Cost, Error> {
     let backend = device::resolve(&config.device.backend, config.device.index)?;
-    let device = device::open(backend, config.device.index)?.autodiff();
+    let device = device::open_for(backend, config.device.index, config.train.precision)?.autodiff();
     let folds = T::n_folds(&config.task, &config.data, data_dirs)?;
     let settings = config.settings(data_dirs.to_vec());
     let (task, mut model) = T::new(&config.task, &config.data, &config.model, &settings, &device)?;
@@ -91,6 +95,7 @@ pub fn cost<T: Task>(
         steps: plan.total_steps,
         epochs: plan.total_steps as f64 / plan.steps_per_epoch as f64,
         state: parameters as u64 * STATE_BYTES,
+        precision: config.train.precision.name(),
         measured: None,
     };
     if limit.steps == 0 || limit.parameters.is_some_and(|most| parameters > most) {
@@ -145,11 +150,14 @@ pub fn cost<T: Task>(
         *time = part(index);
     }
     let pools = device.memory_pool_usage();
+    let samples_per_sec = samples.iter().sum::<f64>() / total.as_secs_f64();
+    let peak = device::peak_flops(&device, config.train.precision);
     cost.measured = Some(Measured {
         steps: laps.len() as u64,
         step: median(laps.iter().map(|lap| lap.iter().sum()).collect()),
         parts,
-        samples_per_sec: samples.iter().sum::<f64>() / total.as_secs_f64(),
+        samples_per_sec,
+        throughput: task.work(&model).map(|work| work.throughput(samples_per_sec, peak)),
         memory: pools.map(|pools| pools.bytes_reserved).or_else(machine::resident),
     });
     Ok(cost)
@@ -175,6 +183,7 @@ impl Cost {
     pub fn estimate(&self) -> Table {
         let mut rows = vec![
             ("parameters", self.parameters.to_string()),
+            ("precision", self.precision.to_owned()),
             ("optimiser steps", self.steps.to_string()),
             ("epochs", format!("{:.2}", self.epochs)),
         ];
@@ -187,6 +196,10 @@ impl Cost {
             rows.push(("memory, all, measured", memory));
             rows.push(("milliseconds a step", millis(measured.step)));
             rows.push(("samples a second", format!("{:.0}", measured.samples_per_sec)));
+            if let Some(Throughput { tokens_per_sec, mfu }) = measured.throughput {
+                rows.push(("tokens a second", format!("{tokens_per_sec:.0}")));
+                rows.extend(mfu.map(|mfu| ("model FLOPs utilisation", format!("{mfu:.3}"))));
+            }
             rows.push(("time of the steps", self.time().map_or("-".into(), readable)));
         }
         let note = match &self.measured {
@@ -255,6 +268,7 @@ mod tests {
             step: Duration::from_millis(500),
             parts: [("data", Duration::ZERO); 5],
             samples_per_sec: 64.0,
+            throughput: None,
             memory: None,
         };
         let cost = Cost {
@@ -264,6 +278,7 @@ mod tests {
             steps: 100,
             epochs: 2.0,
             state: 160,
+            precision: "f32",
             measured: Some(measured),
         };
         assert_eq!(cost.time(), Some(Duration::from_secs(250)));

@@ -6,21 +6,23 @@ use std::fmt;
 use burn::tensor::DeviceType;
 use burn::tensor::{DType, Device};
 
-use crate::{error::Error, machine};
+use crate::{config::Precision, error::Error, machine};
 
 /// A backend that a configuration can name.
 struct Backend {
     name: &'static str,
     /// Cargo feature of the binary that compiles it in.
     compiled: bool,
+    /// Whether it computes in bf16; a processor does in f32, and rounds.
+    bf16: bool,
 }
 
 const BACKENDS: &[Backend] = &[
-    Backend { name: "flex", compiled: cfg!(feature = "flex") },
-    Backend { name: "ndarray", compiled: cfg!(feature = "ndarray") },
-    Backend { name: "cuda", compiled: cfg!(feature = "cuda") },
-    Backend { name: "vulkan", compiled: cfg!(feature = "vulkan") },
-    Backend { name: "webgpu", compiled: cfg!(feature = "webgpu") },
+    Backend { name: "flex", compiled: cfg!(feature = "flex"), bf16: true },
+    Backend { name: "ndarray", compiled: cfg!(feature = "ndarray"), bf16: false },
+    Backend { name: "cuda", compiled: cfg!(feature = "cuda"), bf16: true },
+    Backend { name: "vulkan", compiled: cfg!(feature = "vulkan"), bf16: false },
+    Backend { name: "webgpu", compiled: cfg!(feature = "webgpu"), bf16: false },
 ];
 
 /// Every backend by name, and whether this binary holds it.
@@ -87,6 +89,72 @@ pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
         )),
         _ => Ok(backend),
     }
+}
+
+/// Why a backend cannot compute in a precision, and what to do about it; `None` if it can.
+pub(crate) fn cannot_compute(backend: &str, precision: Precision) -> Option<(String, String)> {
+    let can = |backend: &Backend| precision == Precision::F32 || backend.bf16;
+    if BACKENDS.iter().any(|one| one.name == backend && can(one)) {
+        return None;
+    }
+    let got = precision.name();
+    let able = BACKENDS.iter().filter(|backend| can(backend));
+    let able: Vec<String> = able.map(|backend| format!("`{}`", backend.name)).collect();
+    Some((
+        format!("expected `f32` on the backend `{backend}`, got `{got}`"),
+        format!("{} compute in {got}; f32 runs everywhere", able.join(" and ")),
+    ))
+}
+
+/// Opens the device that `[device]` asks for, to compute in a precision.
+///
+/// # Errors
+/// As [`resolve`], and for a device that does not compute in that precision.
+pub fn open_for(name: &str, index: usize, precision: Precision) -> Result<Device, Error> {
+    let backend = resolve(name, index)?;
+    let refuse = |(message, hint): (String, String)| Error::Device {
+        device: if index == 0 { backend.to_owned() } else { format!("{backend}:{index}") },
+        message: format!("`train.precision`: {message}"),
+        hint: Some(hint),
+    };
+    if let Some(reason) = cannot_compute(backend, precision) {
+        return Err(refuse(reason));
+    }
+    let device = open(backend, index)?;
+    // Not every card can what its backend can.
+    match precision.activations() {
+        Some(dtype) if !device.supports_dtype(dtype) => Err(refuse((
+            format!("this device computes in `f32` only, got `{}`", precision.name()),
+            "leave the precision at `f32`, or choose another device".into(),
+        ))),
+        _ => Ok(device),
+    }
+}
+
+/// Most floating-point operations a second of a device in a precision, where its maker's number is known:
+/// dense matrix products in bf16, and f32 outside of tensor cores.
+#[must_use]
+pub fn peak_flops(device: &Device, precision: Precision) -> Option<f64> {
+    #[cfg(feature = "cube")]
+    let name = device.identity()?.name;
+    #[cfg(not(feature = "cube"))]
+    let name = {
+        let _ = device;
+        String::new()
+    };
+    peak_of(&name, precision)
+}
+
+/// Peak by the name of a card: H100 and H200 as SXM modules (NVIDIA's data sheets; PCIe and NVL cards are
+/// slower by amounts that depend on their power limit).
+fn peak_of(name: &str, precision: Precision) -> Option<f64> {
+    let is = |words: &[&str]| words.iter().all(|word| name.contains(word));
+    let known = is(&["H100", "HBM3"]) || is(&["H200"]);
+    let slower = is(&["NVL"]) || is(&["PCIe"]);
+    (known && !slower).then_some(match precision {
+        Precision::F32 => 67e12,
+        Precision::Bf16 => 989e12,
+    })
 }
 
 /// Whether a backend computes on the processor.
@@ -315,6 +383,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn only_the_cards_of_the_table_have_a_peak() {
+        assert_eq!(peak_of("NVIDIA H200", Precision::Bf16), Some(989e12));
+        assert_eq!(peak_of("NVIDIA H100 80GB HBM3", Precision::F32), Some(67e12));
+        for name in ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA A100", ""] {
+            assert_eq!(peak_of(name, Precision::Bf16), None, "{name}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "ndarray")]
+    fn a_precision_that_a_device_does_not_compute_in_is_refused() {
+        assert!(open_for("ndarray", 0, Precision::F32).is_ok());
+        let error = open_for("ndarray", 0, Precision::Bf16).expect_err("ndarray has no bf16");
+        assert_eq!(
+            error.report(),
+            "error: device `ndarray`: `train.precision`: expected `f32` on the backend `ndarray`, got \
+             `bf16`\nhint: `flex` and `cuda` compute in bf16; f32 runs everywhere"
+        );
+        #[cfg(feature = "flex")]
+        assert!(open_for("flex", 0, Precision::Bf16).is_ok());
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub fn load_model<T: Task>(
     }
     let origin = run_dir::info(run_dir)?;
     let checkpoint = Checkpoints::of_run(run_dir).load_best()?;
-    let device = device::open(&config.device.backend, config.device.index)?;
+    let device = open(&config)?;
     let settings = config.settings(data_dirs);
     let (task, model) = T::new(&config.task, &config.data, &config.model, &settings, &device)?;
     // Other rows have other splits and another scaler: a score on them is not one of this run.
@@ -90,9 +90,14 @@ pub fn restore_model<C: TaskConfig, M: Module>(
     }
     let origin = run_dir::info(run_dir)?;
     let checkpoint = Checkpoints::of_run(run_dir).load_best()?;
-    let device = device::open(&config.device.backend, config.device.index)?;
+    let device = open(&config)?;
     let model = checkpoint.model(build(&config, &origin.artifacts, &device)?)?;
     Ok((config, origin.artifacts, model))
+}
+
+/// The device of a configuration, able to compute in its precision.
+fn open<C: TaskConfig>(config: &Config<C>) -> Result<Device, Error> {
+    device::open_for(&config.device.backend, config.device.index, config.train.precision)
 }
 
 /// The configuration that a run was started with.

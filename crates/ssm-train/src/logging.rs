@@ -1,7 +1,7 @@
 //! `metrics.jsonl`: one line of JSON for every entry of the log, in full precision.
 //!
 //! Two runs of one configuration on one machine write the same lines except for the fields
-//! `samples_per_sec` and `elapsed_secs`, which are measured times.
+//! `samples_per_sec`, `tokens_per_sec`, `mfu` and `elapsed_secs`, which are measured times.
 
 use std::{
     fs::{File, OpenOptions},
@@ -31,6 +31,12 @@ pub struct TrainRow {
     pub grad_norm: f64,
     /// Samples a second since the line before; measured, not reproducible.
     pub samples_per_sec: f64,
+    /// Tokens a second, of a task that reads tokens; measured, not reproducible.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_sec: Option<f64>,
+    /// Model FLOPs utilisation, where the peak of the device is known; measured, not reproducible.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// Seconds that this process has been training for; measured, not reproducible.
     pub elapsed_secs: f64,
 }

@@ -27,7 +27,7 @@ pub(crate) enum Rule {
 
 /// Every key of a configuration and what a change of it means; a table stands for all keys in it, and
 /// the longest entry counts.
-const RULES: [(&str, Rule, &str); 23] = [
+const RULES: [(&str, Rule, &str); 24] = [
     ("run.name", Rule::Allowed, "the directory was renamed"),
     ("run.dir", Rule::Allowed, "the directory was moved"),
     ("run.seed", Rule::Refused, "data order and random numbers come from it"),
@@ -48,6 +48,7 @@ const RULES: [(&str, Rule, &str); 23] = [
     ("train.eval_every_steps", Rule::Warned, "holds from here on"),
     ("train.clip_norm", Rule::Warned, "holds from here on"),
     ("train.recompute", Rule::Allowed, "the same gradients"),
+    ("train.precision", Rule::Warned, "other rounding from here on"),
     ("train", Rule::Warned, "holds from here on"),
     ("checkpoint", Rule::Allowed, "what is kept"),
     ("log", Rule::Allowed, "what is written down"),

@@ -60,6 +60,44 @@ pub struct Loss {
     pub weight: f64,
 }
 
+/// What a sample, the unit of [`Loss::weight`], is to a model: for throughput that can be compared.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Work {
+    /// Tokens that the model reads for a sample.
+    pub tokens: f64,
+    /// Floating-point operations of a sample's part in a step, forwards and backwards, as the model needs
+    /// them: what is computed again to save memory does not count.
+    pub flops: f64,
+}
+
+/// How fast a model trains.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Throughput {
+    /// Tokens a second.
+    pub tokens_per_sec: f64,
+    /// Share of the devices' peak that the model's operations are (model FLOPs utilisation), where the
+    /// peak is known.
+    pub mfu: Option<f64>,
+}
+
+impl Work {
+    /// Of so many samples a second, on devices that together reach `peak` operations a second.
+    #[must_use]
+    pub fn throughput(&self, samples_per_sec: f64, peak: Option<f64>) -> Throughput {
+        Throughput {
+            tokens_per_sec: self.tokens * samples_per_sec,
+            mfu: peak.map(|peak| self.flops * samples_per_sec / peak),
+        }
+    }
+}
+
+impl std::fmt::Display for Throughput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.0} tokens/s", self.tokens_per_sec)?;
+        self.mfu.map_or(Ok(()), |mfu| write!(f, "  mfu {:.1} %", 100.0 * mfu))
+    }
+}
+
 /// What a finished run has to show: scores on the test split, tables and figures for the report.
 #[derive(Clone, Default)]
 pub struct Outcome {
@@ -105,6 +143,13 @@ pub trait TaskConfig: Sized + 'static {
     fn has_layers(model: &Self::Model) -> bool {
         let _ = model;
         false
+    }
+
+    /// What to do instead of `train.precision = "bf16"`, if the model computes in f32 only; `None` if it
+    /// heeds the setting. By default it does not, and the setting is refused.
+    fn f32_only(model: &Self::Model) -> Option<String> {
+        let _ = model;
+        Some("leave `train.precision` at `f32`".to_owned())
     }
 }
 
@@ -184,6 +229,12 @@ pub trait Task: Sized + 'static {
 
     /// Mean loss of a micro-batch; gradients flow to every parameter of `model`.
     fn loss(&self, model: &Self::Model, batch: Self::Batch) -> Loss;
+
+    /// What a sample takes, for a task whose samples are made of tokens. By default it is not said.
+    fn work(&self, model: &Self::Model) -> Option<Work> {
+        let _ = model;
+        None
+    }
 
     /// The metric of the validation split that selects checkpoints.
     fn selection(&self) -> Selection;

@@ -34,7 +34,7 @@ use crate::{
     machine,
     position::Position,
     progress::{Progress, Show, StepNumbers},
-    task::{Split, Task},
+    task::{Split, Task, Throughput, Work},
     world::World,
 };
 
@@ -148,6 +148,8 @@ struct Trainer<'a, T: Task> {
     started: Instant,
     /// Time in steps and samples of steps since the last line of the log, in this process.
     pace: (Duration, f64),
+    /// What a sample takes, and how many operations a second all devices reach.
+    work: (Option<Work>, Option<f64>),
 }
 
 impl<T: Task> Trainer<'_, T> {
@@ -264,6 +266,12 @@ impl<T: Task> Trainer<'_, T> {
 
     fn log_step(&mut self, numbers: &StepNumbers) -> Result<(), Error> {
         let (busy, samples) = std::mem::take(&mut self.pace);
+        let samples_per_sec = samples / busy.as_secs_f64();
+        let (work, peak) = self.work;
+        let pace: Option<Throughput> = work.map(|work| work.throughput(samples_per_sec, peak));
+        if let Some(pace) = &pace {
+            self.progress.pace(pace);
+        }
         self.log.append(&TrainRow {
             step: numbers.done,
             epoch: self.replica.plan.epoch(numbers.done - 1),
@@ -271,7 +279,9 @@ impl<T: Task> Trainer<'_, T> {
             loss: std::mem::take(&mut self.position.losses).mean(),
             lr: numbers.lr,
             grad_norm: numbers.grad_norm,
-            samples_per_sec: samples / busy.as_secs_f64(),
+            samples_per_sec,
+            tokens_per_sec: pace.map(|pace| pace.tokens_per_sec),
+            mfu: pace.and_then(|pace| pace.mfu),
             elapsed_secs: self.started.elapsed().as_secs_f64(),
         })
     }

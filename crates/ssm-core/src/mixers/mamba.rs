@@ -192,7 +192,7 @@ pub struct Mamba {
 #[derive(Clone, Debug)]
 pub struct MambaState {
     /// Last `d_conv - 1` inputs of the convolution, oldest first, `[batch, d_conv - 1, d_inner]`,
-    /// in the dtype of the activations.
+    /// in the dtype of the activations; before the first step in that of the parameters.
     pub conv: Tensor<3>,
     /// `[batch, d_inner, d_state]`, f32
     pub ssm: Tensor<3>,

@@ -3,15 +3,12 @@
 use burn::{
     module::Module,
     nn::{RmsNorm, RmsNormConfig},
-    tensor::{Bool, Tensor},
+    tensor::{Bool, FloatDType, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Block, BlockConfig, MlpConfig,
-    block::{NORM_EPSILON, normed},
-};
+use super::{Block, BlockConfig, MlpConfig, block::NORM_EPSILON, residual::Residual};
 use crate::{
     init::Init,
     mixers::{MixerConfig, MixerError, MixerState, State},
@@ -45,7 +42,7 @@ impl BackboneConfig {
             .collect();
         let norm_f =
             RmsNormConfig::new(self.d_model).with_epsilon(NORM_EPSILON).init(init.device());
-        Backbone { layers, norm_f, recompute: false }
+        Backbone { layers, norm_f, recompute: false, branches: None }
     }
 }
 
@@ -53,6 +50,10 @@ impl BackboneConfig {
 ///
 /// # Shapes
 /// `[batch, seq_len, d_model]` in and out.
+///
+/// # Numerics
+/// In one type, or mixed ([`Backbone::compute_in`]): stream, norms and parameters in f32, mixers and what
+/// comes out in bf16.
 #[derive(Module, Debug)]
 pub struct Backbone {
     layers: Vec<Block>,
@@ -60,6 +61,9 @@ pub struct Backbone {
     /// Whether the backward pass of [`Backbone::forward`] runs each block again.
     #[module(skip)]
     recompute: bool,
+    /// What blocks compute in, if it is not the type of the residual stream.
+    #[module(skip)]
+    branches: Option<FloatDType>,
 }
 
 /// The states of all blocks.
@@ -93,6 +97,18 @@ impl Backbone {
         self.recompute = true;
     }
 
+    /// From now on blocks compute in `dtype` between norms that read the residual stream, and the output
+    /// is in `dtype`. Parameters, stream and norms stay what they are.
+    pub fn compute_in(&mut self, dtype: FloatDType) {
+        self.branches = Some(dtype);
+        self.layers.iter_mut().for_each(|block| block.compute_in(dtype));
+    }
+
+    /// What blocks compute in, if it is not the type of the residual stream.
+    pub fn branches(&self) -> Option<FloatDType> {
+        self.branches
+    }
+
     /// From now on training drops this share, `[0, 1)`, of what each block adds to the residual stream.
     ///
     /// Not together with [`Backbone::recompute_layers`]: the second pass would draw other masks.
@@ -102,10 +118,14 @@ impl Backbone {
 
     /// Whole sequences from an empty past.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.layers.iter().fold(x, |x, block| {
-            if self.recompute { recompute(block, x, Block::forward) } else { block.forward(x) }
-        });
-        normed(&self.norm_f, x)
+        if self.recompute {
+            let again = |x, block: &Block| recompute(block, x, Block::forward);
+            let x = self.layers.iter().fold(x, again);
+            return Residual::new(x, self.branches).normed(&self.norm_f);
+        }
+        let mut stream = Residual::new(x, self.branches);
+        self.layers.iter().for_each(|block| block.run(&mut stream));
+        stream.normed(&self.norm_f)
     }
 
     /// All that this backbone is made of.
@@ -130,9 +150,11 @@ impl Backbone {
         resets: Option<Tensor<2, Bool>>,
         state: &mut BackboneState,
     ) -> Tensor<3> {
-        let layers = self.layers.iter().zip(&mut state.layers);
-        let x = layers.fold(x, |x, (block, state)| block.prefill(x, resets.clone(), state));
-        normed(&self.norm_f, x)
+        let mut stream = Residual::new(x, self.branches);
+        for (block, state) in self.layers.iter().zip(&mut state.layers) {
+            block.continue_from(&mut stream, resets.clone(), state);
+        }
+        stream.normed(&self.norm_f)
     }
 
     /// One step in O(1): `[batch, d_model]` in and out.

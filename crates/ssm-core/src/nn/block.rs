@@ -3,25 +3,19 @@
 use burn::{
     module::Module,
     nn::{RmsNorm, RmsNormConfig},
-    tensor::{Bool, Tensor},
+    tensor::{Bool, FloatDType, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Mlp, MlpConfig, dropout};
+use super::{Mlp, MlpConfig, dropout, residual::Residual};
 use crate::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig, MixerError, MixerState},
-    ops::rms_norm::rms_norm,
 };
 
 /// Epsilon of every RMSNorm (state-spaces/mamba, `MixerModel`).
 pub(super) const NORM_EPSILON: f64 = 1e-5;
-
-/// The rows of `x` through `norm`: its parameters in one fused pass ([`rms_norm`]).
-pub(super) fn normed(norm: &RmsNorm, x: Tensor<3>) -> Tensor<3> {
-    rms_norm(x, norm.gamma.val(), norm.epsilon)
-}
 
 /// What a [`Block`] is made of.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
@@ -45,6 +39,7 @@ impl BlockConfig {
             mixer: self.mixer.init(d_model, init),
             norm2: self.mlp.as_ref().map(|_| norm(init)),
             mlp: self.mlp.as_ref().map(|mlp| mlp.init(d_model, init)),
+            branches: None,
             dropout: 0.0,
         }
     }
@@ -60,12 +55,20 @@ pub struct Block {
     mixer: AnyMixer,
     norm2: Option<RmsNorm>,
     mlp: Option<Mlp>,
+    /// What mixer and feed-forward part compute in, if it is not the type of the residual stream.
+    #[module(skip)]
+    branches: Option<FloatDType>,
     /// Share of what a part adds to the residual stream that training drops.
     #[module(skip)]
     dropout: f64,
 }
 
 impl Block {
+    /// From now on mixer and feed-forward part compute in `dtype`, whatever the residual stream is in.
+    pub fn compute_in(&mut self, dtype: FloatDType) {
+        self.branches = Some(dtype);
+    }
+
     /// From now on training drops this share, `[0, 1)`, of what mixer and feed-forward part add.
     pub fn drop_outputs(&mut self, share: f64) {
         self.dropout = share;
@@ -73,8 +76,9 @@ impl Block {
 
     /// Whole sequences from an empty past.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let mixed = self.mixer.forward(normed(&self.norm, x.clone()));
-        self.feed_forward(x + dropout(mixed, self.dropout))
+        let mut stream = Residual::new(x, self.branches);
+        self.run(&mut stream);
+        stream.into_inner()
     }
 
     /// Continues from `state` and leaves the state after the last step in it.
@@ -84,8 +88,26 @@ impl Block {
         resets: Option<Tensor<2, Bool>>,
         state: &mut MixerState,
     ) -> Tensor<3> {
-        let mixed = self.mixer.prefill(normed(&self.norm, x.clone()), resets, state);
-        self.feed_forward(x + dropout(mixed, self.dropout))
+        let mut stream = Residual::new(x, self.branches);
+        self.continue_from(&mut stream, resets, state);
+        stream.into_inner()
+    }
+
+    /// [`Block::forward`] on a stream that goes on.
+    pub(super) fn run(&self, stream: &mut Residual) {
+        let mixed = self.mixer.forward(stream.normed(&self.norm));
+        self.feed_forward(stream, mixed);
+    }
+
+    /// [`Block::prefill`] on a stream that goes on.
+    pub(super) fn continue_from(
+        &self,
+        stream: &mut Residual,
+        resets: Option<Tensor<2, Bool>>,
+        state: &mut MixerState,
+    ) {
+        let mixed = self.mixer.prefill(stream.normed(&self.norm), resets, state);
+        self.feed_forward(stream, mixed);
     }
 
     /// The mixer's state before the first step.
@@ -108,12 +130,11 @@ impl Block {
         self.mlp.is_none().then_some((&self.norm, &self.mixer))
     }
 
-    fn feed_forward(&self, x: Tensor<3>) -> Tensor<3> {
-        match (&self.norm2, &self.mlp) {
-            (Some(norm), Some(mlp)) => {
-                x.clone() + dropout(mlp.forward(normed(norm, x)), self.dropout)
-            }
-            _ => x,
+    fn feed_forward(&self, stream: &mut Residual, mixed: Tensor<3>) {
+        stream.add(dropout(mixed, self.dropout));
+        if let (Some(norm), Some(mlp)) = (&self.norm2, &self.mlp) {
+            let y = mlp.forward(stream.normed(norm));
+            stream.add(dropout(y, self.dropout));
         }
     }
 }

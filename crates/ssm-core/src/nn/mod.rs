@@ -8,6 +8,7 @@ mod decoder;
 mod dropout;
 mod mlp;
 mod reordered;
+mod residual;
 
 pub use self::{
     attention_pool::{AttentionPool, AttentionPoolConfig},
@@ -18,4 +19,5 @@ pub use self::{
     dropout::dropout,
     mlp::{Mlp, MlpConfig},
     reordered::{Reordered, ReorderedConfig},
+    residual::compute_in,
 };

@@ -1,8 +1,8 @@
 //! Tensors as extension traits see them: optional inputs, and host slices of backend primitives.
 
 use burn::{
-    backend::{Backend, ExtensionType, tensor::FloatTensor},
-    tensor::{Shape, Tensor},
+    backend::{Backend, ExtensionType, TensorMetadata, tensor::FloatTensor},
+    tensor::{DType, Shape, Tensor},
 };
 
 /// An optional tensor, in a form that `#[backend_extension]` can translate between backends
@@ -59,22 +59,36 @@ pub(crate) trait HostBackend: Backend {
     /// The values in row-major order, converted to f32 if need be and borrowed if they are f32.
     fn values(tensor: FloatTensor<Self>) -> Self::Values;
 
+    /// A tensor of a dtype, on the device of `like`.
+    fn tensor_as(
+        values: Vec<f32>,
+        shape: impl Into<Shape>,
+        dtype: DType,
+        like: &FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
     /// A tensor of the dtype of `like`, on its device.
     fn tensor(
         values: Vec<f32>,
         shape: impl Into<Shape>,
         like: &FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
+    ) -> FloatTensor<Self> {
+        Self::tensor_as(values, shape, like.dtype(), like)
+    }
 
     /// A tensor of the shape and dtype of `like`, on its device.
-    fn tensor_like(values: Vec<f32>, like: &FloatTensor<Self>) -> FloatTensor<Self>;
+    fn tensor_like(values: Vec<f32>, like: &FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::tensor_as(values, like.shape(), like.dtype(), like)
+    }
 
     /// An f32 tensor on the device of `like`.
     fn tensor_f32<const D: usize>(
         values: Vec<f32>,
         shape: [usize; D],
         like: &FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
+    ) -> FloatTensor<Self> {
+        Self::tensor_as(values, shape, DType::F32, like)
+    }
 
     /// The values of an optional tensor.
     fn maybe_values(tensor: Maybe<Self>) -> Option<Self::Values> {
@@ -113,25 +127,17 @@ mod flex {
             FlexValues(FlexTensor::from_data(tensor.into_data().convert::<f32>()))
         }
 
-        fn tensor(values: Vec<f32>, shape: impl Into<Shape>, like: &FlexTensor) -> FlexTensor {
+        fn tensor_as(
+            values: Vec<f32>,
+            shape: impl Into<Shape>,
+            dtype: DType,
+            _like: &FlexTensor,
+        ) -> FlexTensor {
             let data = TensorData::new(values, shape);
-            match like.dtype() {
+            match dtype {
                 DType::F32 => FlexTensor::from_data(data),
                 dtype => FlexTensor::from_data(data.convert_dtype(dtype)),
             }
-        }
-
-        fn tensor_like(values: Vec<f32>, like: &FlexTensor) -> FlexTensor {
-            let data = TensorData::new(values, like.layout().shape().clone());
-            FlexTensor::from_data(data.convert_dtype(like.dtype()))
-        }
-
-        fn tensor_f32<const D: usize>(
-            values: Vec<f32>,
-            shape: [usize; D],
-            _like: &FlexTensor,
-        ) -> FlexTensor {
-            FlexTensor::from_data(TensorData::new(values, shape))
         }
     }
 }
@@ -140,7 +146,7 @@ mod flex {
 mod ndarray {
     use burn::{
         backend::{TensorMetadata, ops::FloatTensorOps, tensor::FloatTensor},
-        tensor::{Shape, TensorData, read_sync},
+        tensor::{DType, Shape, TensorData, read_sync},
     };
 
     use super::HostBackend;
@@ -161,26 +167,14 @@ mod ndarray {
             data.convert::<f32>().try_into_vec().expect("f32 data")
         }
 
-        fn tensor(
+        fn tensor_as(
             values: Vec<f32>,
             shape: impl Into<Shape>,
+            dtype: DType,
             like: &FloatTensor<Self>,
         ) -> FloatTensor<Self> {
-            let data = TensorData::new(values, shape).convert_dtype(like.dtype());
+            let data = TensorData::new(values, shape).convert_dtype(dtype);
             Self::float_from_data(data, &like.device())
-        }
-
-        fn tensor_like(values: Vec<f32>, like: &FloatTensor<Self>) -> FloatTensor<Self> {
-            let data = TensorData::new(values, like.shape()).convert_dtype(like.dtype());
-            Self::float_from_data(data, &like.device())
-        }
-
-        fn tensor_f32<const D: usize>(
-            values: Vec<f32>,
-            shape: [usize; D],
-            like: &FloatTensor<Self>,
-        ) -> FloatTensor<Self> {
-            Self::float_from_data(TensorData::new(values, shape), &like.device())
         }
     }
 }

@@ -164,6 +164,11 @@ impl TaskConfig for ForecastingConfig {
         }
         issues
     }
+
+    fn f32_only(model: &ForecasterConfig) -> Option<String> {
+        let mixed = matches!(model, ForecasterConfig::SMamba(_));
+        (!mixed).then(|| "of the forecasters `s_mamba` computes in bf16 as well".to_owned())
+    }
 }
 
 #[cfg(test)]

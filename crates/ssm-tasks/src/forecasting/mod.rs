@@ -128,7 +128,7 @@ impl Task for ForecastingTask {
             windows,
             order: Mutex::new(None),
         };
-        let model = restore(options, model, settings.seed, device);
+        let model = restore(options, model, settings, device);
         Ok((task, model))
     }
 
@@ -302,11 +302,17 @@ impl ForecastingTask {
 pub fn restore(
     options: &ForecastingOptions,
     model: &ForecasterConfig,
-    seed: u64,
+    settings: &Settings,
     device: &Device,
 ) -> Forecaster {
-    let mut init = Init::new(seed, device);
-    model.init(options.lookback_len, options.pred_len, &mut init)
+    let mut init = Init::new(settings.seed, device);
+    let mut forecaster = model.init(options.lookback_len, options.pred_len, &mut init);
+    if let (Forecaster::SMamba(s_mamba), Some(dtype)) =
+        (&mut forecaster, settings.precision.activations())
+    {
+        s_mamba.compute_in(dtype);
+    }
+    forecaster
 }
 
 /// Keeps the columns that `features` asks for and returns the positions to predict.
@@ -364,10 +370,10 @@ impl TaskEntry for ForecastingTask {
         options: &ForecastingOptions,
         model: &ForecasterConfig,
         _artifacts: &serde_json::Value,
-        seed: u64,
+        settings: &Settings,
         device: &Device,
     ) -> Result<Forecaster, Error> {
-        Ok(restore(options, model, seed, device))
+        Ok(restore(options, model, settings, device))
     }
 
     fn predict(

@@ -80,6 +80,10 @@ impl TaskConfig for LmConfig {
         true
     }
 
+    fn f32_only(_model: &MambaLmConfig) -> Option<String> {
+        None
+    }
+
     fn draws_numbers(_model: &MambaLmConfig) -> bool {
         // It has no dropout.
         false

@@ -139,7 +139,7 @@ impl<'a> Writer<'a> {
         if model.device().memory_pool_usage().is_none() {
             return Self::Steps { model, state };
         }
-        let dtype = model.embedding.weight.dtype().into();
+        let dtype = model.activations();
         let Some(mut decoder) = Decoder::new(model, &state, batch, n_vocab, dtype, 1) else {
             return Self::Steps { model, state };
         };

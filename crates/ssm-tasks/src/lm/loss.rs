@@ -1,6 +1,6 @@
 //! The loss: what a model leaves unsaid of each target, in nats.
 
-use burn::tensor::{Int, Tensor, TensorData, activation};
+use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation};
 use ssm_core::ops::cross_entropy::linear_cross_entropy;
 
 use super::{
@@ -51,7 +51,7 @@ pub(super) fn mean(model: &MambaLm, hidden: Tensor<3>, targets: &Targets) -> Ten
 pub(super) fn cross_entropy(logits: Tensor<2>, targets: &[i32]) -> Tensor<1> {
     let tokens = TensorData::new(targets.to_vec(), [targets.len(), 1]);
     let tokens = Tensor::<2, Int>::from_data(tokens, &logits.device());
-    let logits = logits.cast(burn::tensor::FloatDType::F32);
+    let logits = logits.cast(FloatDType::F32);
     -activation::log_softmax(logits, 1).gather(1, tokens).squeeze_dim(1)
 }
 

@@ -5,7 +5,7 @@
 use burn::{
     module::{Module, Param},
     nn::Embedding,
-    tensor::{Bool, Device, Int, Tensor},
+    tensor::{Bool, Device, FloatDType, Int, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -137,6 +137,18 @@ impl MambaLm {
         self.backbone.recompute_layers();
     }
 
+    /// From now on blocks and head compute in `dtype`: hidden states and logits are in it, while
+    /// parameters, embedded tokens and the stream through the blocks stay in f32.
+    pub fn compute_in(&mut self, dtype: FloatDType) {
+        self.backbone.compute_in(dtype);
+    }
+
+    /// What blocks and head compute in.
+    #[must_use]
+    pub fn activations(&self) -> FloatDType {
+        self.backbone.branches().unwrap_or_else(|| self.embedding.weight.dtype().into())
+    }
+
     /// Normed outputs of the last block from an empty past, `[batch, seq_len, d_model]`.
     #[must_use]
     pub fn hidden(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
@@ -171,7 +183,8 @@ impl MambaLm {
     /// Logits of the next token, `[n, d_model]` to `[n, n_rows]`.
     #[must_use]
     pub fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
-        hidden.matmul(self.embedding.weight.val().transpose())
+        let dtype = FloatDType::from(hidden.dtype());
+        hidden.matmul(self.embedding.weight.val().cast(dtype).transpose())
     }
 
     /// Logits at every position, `[batch, seq_len]` to `[batch, seq_len, n_rows]`.

@@ -94,6 +94,11 @@ impl TaskConfig for MilConfig {
     fn has_layers(model: &BagModelConfig) -> bool {
         matches!(model, BagModelConfig::MambaMil(_))
     }
+
+    fn f32_only(model: &BagModelConfig) -> Option<String> {
+        let mixed = matches!(model, BagModelConfig::MambaMil(_));
+        (!mixed).then(|| "of the models of bags `mamba_mil` computes in bf16 as well".to_owned())
+    }
 }
 
 #[cfg(test)]

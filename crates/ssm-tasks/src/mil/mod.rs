@@ -171,7 +171,7 @@ impl Task for MilTask {
             scaler,
             bins,
         };
-        let mut bag_model = restore(&artifacts, model, settings.seed, settings.fold, device);
+        let mut bag_model = restore(&artifacts, model, settings, settings.fold, device);
         if let (BagModel::MambaMil(mamba_mil), Some(Recompute::Layer)) =
             (&mut bag_model, settings.recompute)
         {
@@ -347,13 +347,20 @@ fn instances(bag: Arc<Bag>, device: &Device) -> Tensor<2> {
 fn restore(
     artifacts: &Artifacts,
     model: &BagModelConfig,
-    seed: u64,
+    settings: &Settings,
     fold: usize,
     device: &Device,
 ) -> BagModel {
     use rand_chacha::rand_core::Rng;
-    let seed = stream(seed, Purpose::Model, fold as u64).next_u64();
-    model.init(artifacts.d_feature, artifacts.n_outputs(), &mut Init::new(seed, device))
+    let seed = stream(settings.seed, Purpose::Model, fold as u64).next_u64();
+    let init = &mut Init::new(seed, device);
+    let mut bag_model = model.init(artifacts.d_feature, artifacts.n_outputs(), init);
+    if let (BagModel::MambaMil(mamba_mil), Some(dtype)) =
+        (&mut bag_model, settings.precision.activations())
+    {
+        mamba_mil.compute_in(dtype);
+    }
+    bag_model
 }
 
 impl TaskEntry for MilTask {
@@ -370,10 +377,10 @@ impl TaskEntry for MilTask {
         _options: &MilOptions,
         model: &BagModelConfig,
         artifacts: &serde_json::Value,
-        seed: u64,
+        settings: &Settings,
         device: &Device,
     ) -> Result<BagModel, Error> {
-        Ok(restore(&artifacts_of(artifacts)?, model, seed, 0, device))
+        Ok(restore(&artifacts_of(artifacts)?, model, settings, 0, device))
     }
 
     fn predict(

@@ -30,7 +30,8 @@ pub use diagnostic::{Diagnostic, Excerpt};
 pub use names::nearest;
 pub use schema::{SchemaBuilder, schema};
 pub use sections::{
-    CheckpointSection, DeviceSection, LogSection, Optim, Recompute, RunSection, TrainSection,
+    CheckpointSection, DeviceSection, LogSection, Optim, Precision, Recompute, RunSection,
+    TrainSection,
 };
 use source::Sources;
 pub use source::read;
@@ -91,6 +92,8 @@ pub struct Settings {
     pub accumulate: usize,
     /// `train.recompute`: only given to a task that has layers.
     pub recompute: Option<Recompute>,
+    /// `train.precision`: only other than f32 for a model that can.
+    pub precision: Precision,
     /// `run.fold`, 0 for a task without folds.
     pub fold: usize,
     /// Directories that data files are searched in, in order.
@@ -204,6 +207,14 @@ impl<T: TaskConfig> Config<T> {
                 "the chosen model has no layers that could be computed again",
             ));
         }
+        issues.extend(validate::precision(&self.train, &self.device));
+        if self.train.precision != Precision::F32
+            && let Some(hint) = T::f32_only(&self.model)
+        {
+            let got = self.train.precision.name();
+            let message = format!("the chosen model computes in `f32` only, got `{got}`");
+            issues.push(Issue::new("train.precision", message).with_hint(hint));
+        }
         issues.extend(validate::checkpoint(&self.checkpoint));
         issues.extend(validate::log(&self.log));
         if let Ok(resolved) = toml::from_str(&self.to_toml()) {
@@ -267,6 +278,7 @@ impl<T: TaskConfig> Config<T> {
             eval_batch_size: self.train.eval_batch_size,
             accumulate: self.train.accumulate,
             recompute: self.train.recompute,
+            precision: self.train.precision,
             fold: self.run.fold.unwrap_or(0),
             data_dirs,
         }

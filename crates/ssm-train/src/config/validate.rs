@@ -48,6 +48,13 @@ pub(super) fn device(device: &DeviceSection) -> Vec<Issue> {
     }
 }
 
+pub(super) fn precision(train: &TrainSection, device: &DeviceSection) -> Option<Issue> {
+    // A backend that cannot be used has its own issue.
+    let backend = device::resolve(&device.backend, device.index).ok()?;
+    let (message, hint) = device::cannot_compute(backend, train.precision)?;
+    Some(Issue::new("train.precision", message).with_hint(hint))
+}
+
 pub(super) fn optim(optim: &Optim) -> Vec<Issue> {
     let path = |key: &str| format!("optim.{}.{key}", optim.name());
     let (Optim::Adam { lr, betas, eps, weight_decay }

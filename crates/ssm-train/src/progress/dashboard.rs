@@ -100,6 +100,8 @@ struct State {
     lr: f64,
     grad_norm: f64,
     best: String,
+    /// Tokens a second, where there are tokens.
+    pace: String,
     losses: Vec<(f64, f64)>,
     /// Steps a second, averaged between two pictures.
     rates: Vec<(f64, f64)>,
@@ -159,6 +161,10 @@ impl Dashboard {
         text.trim().clone_into(&mut self.state.best);
     }
 
+    pub(super) fn pace(&mut self, text: &str) {
+        text.trim().clone_into(&mut self.state.pace);
+    }
+
     pub(super) fn line(&mut self, line: String) {
         self.state.message(line);
         self.draw();
@@ -201,6 +207,7 @@ impl State {
             lr: 0.0,
             grad_norm: 0.0,
             best: String::new(),
+            pace: String::new(),
             losses: Vec::new(),
             rates: Vec::new(),
             memory: None,
@@ -261,8 +268,8 @@ impl State {
         let memory = self.memory.map_or_else(|| "-".to_owned(), machine::readable);
         let rate = self.rates.last().map_or(0.0, |(_, rate)| *rate);
         let facts_text = format!(
-            "loss {last:.4}   lr {:.2e}   gradient {:.3}   {rate:.1} steps/s   memory {memory}   {}",
-            self.lr, self.grad_norm, self.best
+            "loss {last:.4}   lr {:.2e}   gradient {:.3}   {rate:.1} steps/s   memory {memory}   {}   {}",
+            self.lr, self.grad_norm, self.best, self.pace
         );
         frame.render_widget(Paragraph::new(facts_text).block(Block::bordered()), facts);
         let room = usize::from(messages.height.saturating_sub(2));
@@ -371,6 +378,7 @@ mod tests {
         state.rate(Duration::from_secs(1));
         state.memory = Some(3 << 30);
         state.best = "best mse 0.3812".to_owned();
+        state.pace = "1200 tokens/s".to_owned();
         state.message("step 50/100: validation mse 0.3812".to_owned());
         let mut terminal = Terminal::new(TestBackend::new(110, 30)).unwrap();
         terminal.draw(|frame| state.draw(frame)).unwrap();
@@ -383,7 +391,7 @@ mod tests {
             "lr 1.00e-3",
             "50.0 steps/s",
             "memory 3.0 GiB",
-            "best mse 0.3812",
+            "best mse 0.3812   1200 tokens/s",
             "step 50/100: validation",
             "save and stop",
         ] {

@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use self::dashboard::Dashboard;
 pub use self::dashboard::Screen;
+use crate::task::Throughput;
 
 /// How a run shows itself while it goes.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +30,7 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     dashboard: Option<Dashboard>,
     best: String,
+    pace: String,
 }
 
 /// Numbers of a step.
@@ -68,7 +70,7 @@ impl Progress {
         // Without this the rate and the remaining time would count what an earlier process did.
         bar.set_position(done);
         bar.reset_eta();
-        Self { bar, dashboard, best: String::new() }
+        Self { bar, dashboard, best: String::new(), pace: String::new() }
     }
 
     /// `memory` is what the run occupies, in bytes; it is asked for only where it is shown.
@@ -78,7 +80,16 @@ impl Progress {
         } else if !self.bar.is_hidden() {
             let StepNumbers { done, loss, lr, .. } = numbers;
             self.bar.set_position(*done);
-            self.bar.set_message(format!("loss {loss:.4}  lr {lr:.1e}{}", self.best));
+            let Self { pace, best, .. } = self;
+            self.bar.set_message(format!("loss {loss:.4}  lr {lr:.1e}{pace}{best}"));
+        }
+    }
+
+    /// Shows how fast the run is from now on.
+    pub(crate) fn pace(&mut self, throughput: &Throughput) {
+        self.pace = format!("  {throughput}");
+        if let Some(dashboard) = &mut self.dashboard {
+            dashboard.pace(&self.pace);
         }
     }
 

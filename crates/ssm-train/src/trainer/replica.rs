@@ -42,7 +42,8 @@ impl<'a, T: Task> Replica<'a, T> {
         collective: Rc<dyn Collective>,
     ) -> Result<(Self, T::Model), Error> {
         let turn = collective.turn();
-        let device = device::open(&config.device.backend, index)?.autodiff();
+        let device =
+            device::open_for(&config.device.backend, index, config.train.precision)?.autodiff();
         let settings = config.settings(data_dirs.to_vec());
         let (task, model) = T::new(&config.task, &config.data, &config.model, &settings, &device)?;
         let model = model.map(&mut Settle { next_id: 1 });

@@ -94,7 +94,16 @@ impl<'a, T: Task> Trainer<'a, T> {
         run.describe(&config.to_toml(), &info)?;
         let log = MetricsLog::open(&run.metrics(), position.metrics, config.log.tensorboard)?;
         tracing::info!("data: {}", info.data);
-        tracing::info!("model: {} parameters on `{backend}`", info.parameters);
+        let precision = config.train.precision;
+        let mixed = precision.activations().map(|_| format!(", {} products", precision.name()));
+        let mixed = mixed.unwrap_or_default();
+        tracing::info!("model: {} parameters on `{backend}`{mixed}", info.parameters);
+        if !mixed.is_empty() && device::is_processor(backend) {
+            tracing::warn!(
+                "`{backend}` computes {} in f32 and rounds, slower than f32 alone",
+                precision.name()
+            );
+        }
         if size > 1 {
             tracing::info!("replicas: {size}, gradients through {route}");
         }
@@ -104,6 +113,9 @@ impl<'a, T: Task> Trainer<'a, T> {
         if let Some(best) = position.best {
             progress.best(replica.task.selection().metric, best.value);
         }
+        let peak = device::peak_flops(&replica.device, precision);
+        let peak = peak.map(|peak| peak * size as f64);
+        let work = (replica.task.work(&model), peak);
         let trainer = Self {
             config,
             replica,
@@ -113,6 +125,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             position,
             started: Instant::now(),
             pace: (Duration::ZERO, 0.0),
+            work,
         };
         if !trainer.is_over() {
             run.remove_results()?;

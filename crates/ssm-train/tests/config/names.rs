@@ -32,7 +32,7 @@ error: unknown key `lr` in `train`
    |
 24 | lr = 0.1
    | ^^
-   = expected one of `epochs`, `steps`, `batch_size`, `eval_batch_size`, `accumulate`, `clip_norm`, `patience`, `eval_every_steps`, `recompute`
+   = expected one of `epochs`, `steps`, `batch_size`, `eval_batch_size`, `accumulate`, `clip_norm`, `patience`, `eval_every_steps`, `recompute`, `precision`
 hint: `lr` is a key of `[optim.adam]`
 "#,
     );
@@ -207,7 +207,7 @@ error: unknown key `batchsize` in `train`
    |
 24 | batchsize = 16
    | ^^^^^^^^^
-   = expected one of `epochs`, `steps`, `batch_size`, `eval_batch_size`, `accumulate`, `clip_norm`, `patience`, `eval_every_steps`, `recompute`
+   = expected one of `epochs`, `steps`, `batch_size`, `eval_batch_size`, `accumulate`, `clip_norm`, `patience`, `eval_every_steps`, `recompute`, `precision`
 hint: did you mean `batch_size`?
 "#,
     );

@@ -61,7 +61,7 @@ error: unknown key `batchsize` in `train`
   |
 1 | train.batchsize=3
   |       ^^^^^^^^^
-  = expected one of `epochs`, `steps`, `batch_size`, `eval_batch_size`, `accumulate`, `clip_norm`, `patience`, `eval_every_steps`, `recompute`
+  = expected one of `epochs`, `steps`, `batch_size`, `eval_batch_size`, `accumulate`, `clip_norm`, `patience`, `eval_every_steps`, `recompute`, `precision`
 hint: did you mean `batch_size`?
 "#,
     );

@@ -1,6 +1,6 @@
 //! Values that make no sense.
 
-use crate::toy::{edited, rejects};
+use crate::toy::{edited, parse, rejects};
 
 #[test]
 fn every_value_out_of_range_is_listed_in_the_order_of_the_file() {
@@ -244,6 +244,45 @@ fn a_bad_default_says_that_it_is_one() {
 error: `task.toy.width`: `mean` needs a width other than 8
  --> configs/x.toml
   = the value is the default, the key is not set
+"#,
+    );
+}
+
+#[test]
+fn a_precision_that_a_model_or_a_device_cannot_compute_in_is_refused() {
+    rejects(
+        &edited("epochs = 3", "epochs = 3\nprecision = \"bf16\""),
+        &[],
+        r#"
+error: `train.precision`: the chosen model computes in `f32` only, got `bf16`
+  --> configs/x.toml:24:13
+   |
+24 | precision = "bf16"
+   |             ^^^^^^
+hint: leave `train.precision` at `f32`
+"#,
+    );
+    let text = edited("epochs = 3", "epochs = 3\nprecision = \"bf16\"");
+    let error = parse(&text, &["device.backend=ndarray"]).expect_err("no bf16 there");
+    let expected = r#"
+error: `train.precision`: expected `f32` on the backend `ndarray`, got `bf16`
+  --> configs/x.toml:24:13
+   |
+24 | precision = "bf16"
+   |             ^^^^^^
+hint: `flex` and `cuda` compute in bf16; f32 runs everywhere
+"#;
+    assert!(error.report().starts_with(expected.trim()), "{}", error.report());
+    rejects(
+        &edited("epochs = 3", "epochs = 3\nprecision = \"fp16\""),
+        &[],
+        r#"
+error: unknown variant `fp16` of `train.precision`
+  --> configs/x.toml:24:13
+   |
+24 | precision = "fp16"
+   |             ^^^^^^
+   = expected `f32` or `bf16`
 "#,
     );
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ssm_train::{
-    config::{Config, Optim, Schedule, Settings},
+    config::{Config, Optim, Precision, Schedule, Settings},
     plan::Plan,
 };
 
@@ -55,6 +55,7 @@ epochs = 3
 batch_size = 16
 eval_batch_size = 16
 accumulate = 1
+precision = "f32"
 
 [checkpoint]
 keep = 2
@@ -72,6 +73,7 @@ tensorboard = false
         eval_batch_size: 16,
         accumulate: 1,
         recompute: None,
+        precision: Precision::F32,
         fold: 0,
         data_dirs: vec!["data".into()],
     };

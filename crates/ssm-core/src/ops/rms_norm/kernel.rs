@@ -43,17 +43,21 @@ fn lanes<V: Size>(vector: Vector<f32, V>) -> f32 {
     sum
 }
 
-/// One cube for each row of `width` vectors.
+/// One cube for each row of `width` vectors of `x`, or of `x + branch`, which then goes into `sum` as well.
 #[cube(launch_unchecked)]
-pub(super) fn rms_norm_fwd<E: Float, V: Size>(
+pub(super) fn rms_norm_fwd<E: Float, F: Float, V: Size>(
     x: &Tensor<Vector<E, V>>,
+    branch: &Tensor<Vector<F, V>>,
     weight: &Tensor<Vector<f32, V>>,
-    y: &mut Tensor<Vector<E, V>>,
+    sum: &mut Tensor<Vector<E, V>>,
+    y: &mut Tensor<Vector<F, V>>,
     rows: usize,
     width: usize,
     epsilon: f32,
     #[comptime] units: usize,
+    #[comptime] adds: bool,
     #[define(E)] _dtype: ElemType,
+    #[define(F)] _y_dtype: ElemType,
 ) {
     let mut sums = Shared::<[f32]>::new_slice(units);
     let row = CUBE_POS;
@@ -65,7 +69,15 @@ pub(super) fn rms_norm_fwd<E: Float, V: Size>(
         for turn in 0..turns {
             let lane = turn * units + unit;
             if lane < width {
-                let value = Vector::<f32, V>::cast_from(x[row * width + lane]);
+                let at = row * width + lane;
+                let mut value = Vector::<f32, V>::cast_from(x[at]);
+                if comptime!(adds) {
+                    // Of the sum as it goes on, should its type be a narrow one.
+                    let whole =
+                        Vector::<E, V>::cast_from(value + Vector::<f32, V>::cast_from(branch[at]));
+                    sum[at] = whole;
+                    value = Vector::<f32, V>::cast_from(whole);
+                }
                 squares += value * value;
             }
         }
@@ -75,21 +87,37 @@ pub(super) fn rms_norm_fwd<E: Float, V: Size>(
         for turn in 0..turns {
             let lane = turn * units + unit;
             if lane < width {
-                let value = Vector::<f32, V>::cast_from(x[row * width + lane]);
-                y[row * width + lane] = Vector::cast_from(value * r * weight[lane]);
+                let at = row * width + lane;
+                let mut value = Vector::<f32, V>::cast_from(x[at]);
+                if comptime!(adds) {
+                    // A unit finds again what it wrote itself.
+                    value = Vector::<f32, V>::cast_from(sum[at]);
+                }
+                y[at] = Vector::cast_from(value * r * weight[lane]);
             }
         }
     }
 }
 
+/// What a backward pass adds to the gradient of a norm, and what it writes beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Around {
+    /// Whether `grad_sum` is added to the gradient.
+    pub(super) sum: bool,
+    /// Whether the gradient is written a second time, into `grad_branch`.
+    pub(super) branch: bool,
+}
+
 /// One cube for `span` rows after each other; it leaves the sum over them of the weight's gradient in
 /// its own row of `partial`.
 #[cube(launch_unchecked)]
-pub(super) fn rms_norm_bwd<E: Float, V: Size>(
+pub(super) fn rms_norm_bwd<E: Float, F: Float, V: Size>(
     x: &Tensor<Vector<E, V>>,
     weight: &Tensor<Vector<f32, V>>,
-    grad_y: &Tensor<Vector<E, V>>,
+    grad_y: &Tensor<Vector<F, V>>,
+    grad_sum: &Tensor<Vector<E, V>>,
     grad_x: &mut Tensor<Vector<E, V>>,
+    grad_branch: &mut Tensor<Vector<F, V>>,
     partial: &mut Tensor<Vector<f32, V>>,
     rows: usize,
     width: usize,
@@ -97,7 +125,9 @@ pub(super) fn rms_norm_bwd<E: Float, V: Size>(
     epsilon: f32,
     #[comptime] units: usize,
     #[comptime] turns: usize,
+    #[comptime] around: Around,
     #[define(E)] _dtype: ElemType,
+    #[define(F)] _y_dtype: ElemType,
 ) {
     let mut sums = Shared::<[f32]>::new_slice(units);
     let cube = CUBE_POS;
@@ -135,10 +165,17 @@ pub(super) fn rms_norm_bwd<E: Float, V: Size>(
                 for turn in 0..turns {
                     let lane = turn * units + unit;
                     if lane < width {
-                        let value = Vector::<f32, V>::cast_from(x[row * width + lane]);
-                        let grad = Vector::<f32, V>::cast_from(grad_y[row * width + lane]) * scale;
-                        grad_x[row * width + lane] =
-                            Vector::cast_from(value * shift + grad * weight[lane]);
+                        let at = row * width + lane;
+                        let value = Vector::<f32, V>::cast_from(x[at]);
+                        let grad = Vector::<f32, V>::cast_from(grad_y[at]) * scale;
+                        let mut all = value * shift + grad * weight[lane];
+                        if comptime!(around.sum) {
+                            all += Vector::<f32, V>::cast_from(grad_sum[at]);
+                        }
+                        grad_x[at] = Vector::cast_from(all);
+                        if comptime!(around.branch) {
+                            grad_branch[at] = Vector::cast_from(all);
+                        }
                         grads[turn] += value * grad;
                     }
                 }

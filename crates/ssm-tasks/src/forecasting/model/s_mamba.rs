@@ -3,14 +3,14 @@
 use burn::{
     module::Module,
     nn::{LayerNorm, LayerNormConfig, Linear},
-    tensor::{Device, Tensor},
+    tensor::{Device, FloatDType, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
-    nn::{Bidirectional, BidirectionalConfig, Merge, dropout},
+    nn::{Bidirectional, BidirectionalConfig, Merge, compute_in, dropout},
     ops::{
         layer_norm::{layer_norm, sum_layer_norm},
         linear::linear,
@@ -143,6 +143,7 @@ impl SMambaConfig {
                     linear2: init.linear(self.d_ff, d_model, true),
                     norm2: norm(),
                     dropout: self.dropout,
+                    branches: None,
                 })
                 .collect(),
             norm_f: norm(),
@@ -188,6 +189,12 @@ pub struct SMamba {
 
 impl SMamba {
     pub(super) const READS_CALENDAR: bool = true;
+
+    /// From now on mixers and feed-forward networks compute in `dtype`. What they add up to, its norms,
+    /// the embedding and the forecast stay in f32.
+    pub fn compute_in(&mut self, dtype: FloatDType) {
+        self.layers.iter_mut().for_each(|layer| layer.branches = Some(dtype));
+    }
 
     /// `[batch, n_variates, lookback_len]` to `[batch, n_variates, pred_len]`.
     #[must_use]
@@ -243,15 +250,21 @@ pub struct SMambaLayer {
     linear2: Linear,
     norm2: LayerNorm,
     dropout: f64,
+    /// What mixer and feed-forward network compute in, if not in the type of the tokens.
+    #[module(skip)]
+    branches: Option<FloatDType>,
 }
 
 impl SMambaLayer {
     /// `[batch, n_tokens, d_model]` to the same shape.
     #[must_use]
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = sum_layer_norm(&self.norm1, x.clone(), self.mixer.forward(x), EPSILON);
-        let hidden = dropout(gelu(linear(&self.linear1, x.clone())), self.dropout);
-        let y = dropout(linear(&self.linear2, hidden), self.dropout);
+        let mixed = compute_in(self.branches, x.clone(), |x| self.mixer.forward(x));
+        let x = sum_layer_norm(&self.norm1, x, mixed, EPSILON);
+        let y = compute_in(self.branches, x.clone(), |x| {
+            let hidden = dropout(gelu(linear(&self.linear1, x)), self.dropout);
+            dropout(linear(&self.linear2, hidden), self.dropout)
+        });
         sum_layer_norm(&self.norm2, x, y, EPSILON)
     }
 }

@@ -3,14 +3,14 @@
 use burn::{
     module::Module,
     nn::{LayerNorm, LayerNormConfig, Linear},
-    tensor::{Device, Tensor, activation},
+    tensor::{Device, FloatDType, Tensor, activation},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig, MixerError, SrMambaConfig},
-    nn::{AttentionPool, AttentionPoolConfig, dropout},
+    nn::{AttentionPool, AttentionPoolConfig, compute_in, dropout},
     ops::{linear::linear, pointwise::gelu, recompute::recompute},
 };
 use ssm_train::config::Issue;
@@ -115,7 +115,11 @@ impl MambaMilConfig {
             images,
             projection: init.linear(d_in, d_model, true),
             layers: (0..self.n_layer)
-                .map(|_| Layer { norm: norm(), mixer: self.mixer.init(d_model, init) })
+                .map(|_| Layer {
+                    norm: norm(),
+                    mixer: self.mixer.init(d_model, init),
+                    branches: None,
+                })
                 .collect(),
             norm: norm(),
             pool: pool.init(d_model, init),
@@ -123,6 +127,7 @@ impl MambaMilConfig {
             dropout: self.dropout,
             relu: self.activation == Activation::Relu,
             recompute: false,
+            branches: None,
         };
         match self.init {
             Initialisation::Mamba => model,
@@ -166,22 +171,30 @@ pub struct MambaMil {
     /// Whether the backward pass runs each layer again.
     #[module(skip)]
     recompute: bool,
+    /// What the projection and the mixers compute in, if not in the type of the instances.
+    #[module(skip)]
+    branches: Option<FloatDType>,
 }
 
 #[derive(Module, Debug)]
 struct Layer {
     norm: LayerNorm,
     mixer: AnyMixer,
+    /// As in [`MambaMil`].
+    #[module(skip)]
+    branches: Option<FloatDType>,
 }
 
 impl Layer {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        x.clone() + self.mixer.forward(normalised(&self.norm, x))
+        let normed = normalised(&self.norm, x.clone());
+        x + compute_in(self.branches, normed, |x| self.mixer.forward(x))
     }
 
     /// The same, of which the backward pass keeps as little as it can.
     fn forward_in_segments(&self, x: Tensor<3>) -> Tensor<3> {
-        x.clone() + self.mixer.forward_in_segments(normalised(&self.norm, x))
+        let normed = normalised(&self.norm, x.clone());
+        x + compute_in(self.branches, normed, |x| self.mixer.forward_in_segments(x))
     }
 }
 
@@ -196,6 +209,13 @@ impl MambaMil {
         self.recompute = true;
     }
 
+    /// From now on the projection of instances and the mixers compute in `dtype`. The sequence that they
+    /// add up to, its norms, the attention and the logits stay in f32.
+    pub fn compute_in(&mut self, dtype: FloatDType) {
+        self.branches = Some(dtype);
+        self.layers.iter_mut().for_each(|layer| layer.branches = Some(dtype));
+    }
+
     /// `[n_instances, d_feature]` to logits and attention.
     #[must_use]
     pub fn forward(&self, x: Tensor<2>) -> Output {
@@ -203,8 +223,10 @@ impl MambaMil {
             Some(images) => images.forward(x),
             None => x,
         };
-        let x = linear(&self.projection, x.unsqueeze_dim(0)); // [1, n_instances, d_model]
-        let x = if self.relu { activation::relu(x) } else { gelu(x) };
+        let x = compute_in(self.branches, x.unsqueeze_dim(0), |x| {
+            let x = linear(&self.projection, x); // [1, n_instances, d_model]
+            if self.relu { activation::relu(x) } else { gelu(x) }
+        });
         let mut x = dropout(x, self.dropout);
         for layer in &self.layers {
             x = if self.recompute {
