@@ -30,7 +30,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use ssm_train::{
-    Error,
+    Error, World,
     progress::Screen,
     report::{Table, text_table},
 };
@@ -171,16 +171,24 @@ fn main() -> ExitCode {
 
 fn run() -> ExitCode {
     let cli = Cli::parse();
+    let world = match &cli.verb {
+        Verb::Train(_) => World::enter(),
+        _ => Ok(World::alone()),
+    };
+    let world = match world {
+        Ok(world) => world,
+        Err(error) => return exit(&error),
+    };
     let screen = Screen::default();
     // What it holds back is written when it is dropped, at the end.
-    let _profile = match listen(&cli.verb, &screen) {
+    let _profile = match listen(&cli.verb, &screen, world.leads()) {
         Ok(guard) => guard,
         Err(error) => return exit(&error),
     };
     let done = match cli.verb {
         Verb::Init(args) => init::run(args),
         Verb::Check(args) => check::run(args),
-        Verb::Train(args) => train::run(args, screen),
+        Verb::Train(args) => train::run(args, screen, &world),
         Verb::Eval(args) => evaluate::run(args),
         Verb::Predict(args) => predict::run(args),
         Verb::Generate(args) => generate::run(args),
@@ -198,8 +206,11 @@ fn run() -> ExitCode {
         Verb::Completions(args) => describe::completions(&args),
         Verb::Man(args) => describe::man(&args),
     };
+    world.leave(done.as_ref().err());
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // The one that leads says it.
+        Err(error) if !world.leads() => ExitCode::from(error.exit_code()),
         Err(error) => exit(&error),
     }
 }
@@ -210,17 +221,22 @@ fn exit(error: &Error) -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-/// Shows messages, and writes the profile that was asked for.
-fn listen(verb: &Verb, screen: &Screen) -> Result<Option<tracing_chrome::FlushGuard>, Error> {
+/// Shows messages, and writes the profile that was asked for; a process that follows another one says
+/// only what that one cannot.
+fn listen(
+    verb: &Verb,
+    screen: &Screen,
+    leads: bool,
+) -> Result<Option<tracing_chrome::FlushGuard>, Error> {
     let screen = screen.clone();
     let messages = tracing_subscriber::fmt::layer()
         .with_writer(move || screen.clone())
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false)
         .without_time()
-        .with_filter(LevelFilter::INFO);
+        .with_filter(if leads { LevelFilter::INFO } else { LevelFilter::ERROR });
     let profile = match verb {
-        Verb::Train(args) => args.profile.as_deref(),
+        Verb::Train(args) if leads => args.profile.as_deref(),
         _ => None,
     };
     let (spans, guard) = match profile {
@@ -261,10 +277,14 @@ fn print_tables(tables: &[Table], json: bool) -> Result<(), Error> {
     }
     let rows = |table: &Table| -> serde_json::Value {
         let row = |row: &Vec<String>| -> serde_json::Value {
-            let cells = table.columns.iter().cloned().zip(row.iter().map(|cell| {
-                cell.parse::<f64>().map_or_else(|_| cell.clone().into(), serde_json::Value::from)
-            }));
-            serde_json::Value::Object(cells.collect())
+            let value = |cell: &String| match (cell.parse::<i64>(), cell.parse::<f64>()) {
+                (Ok(count), _) => count.into(),
+                (_, Ok(number)) => number.into(),
+                _ => cell.clone().into(),
+            };
+            serde_json::Value::Object(
+                table.columns.iter().cloned().zip(row.iter().map(value)).collect(),
+            )
         };
         table.rows.iter().map(row).collect()
     };

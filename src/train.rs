@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use ssm_tasks::{TASKS, TaskEntry, TaskVisitor, with_task};
 use ssm_train::{
-    Error, Summary, TrainOptions,
+    Error, Summary, TrainOptions, World,
     config::{self, Config},
     progress::{Screen, Show},
 };
@@ -36,7 +36,7 @@ pub(crate) struct TrainArgs {
     #[arg(long)]
     tui: bool,
     /// Write a profile of the run (data, forward, backward, optimizer, save) that opens in Perfetto
-    /// or `chrome://tracing`. On a GPU the spans are what the host takes to hand over the work.
+    /// or `chrome://tracing`. At the end of each span the device is waited for, which takes time itself.
     #[arg(long, value_name = "FILE")]
     pub(crate) profile: Option<PathBuf>,
     /// Print the result as JSON: scores in full precision, tables, and where the run is.
@@ -46,19 +46,19 @@ pub(crate) struct TrainArgs {
     data: DataDirs,
 }
 
-pub(crate) fn run(args: TrainArgs, screen: Screen) -> Result<(), Error> {
+pub(crate) fn run(args: TrainArgs, screen: Screen, world: &World) -> Result<(), Error> {
     let text = config::read(&args.config)?;
     let name = config::task_name(&text, &args.config.display().to_string(), TASKS)?;
-    with_task(&name, Train(args, screen))?
+    with_task(&name, Train(args, screen, world))?
 }
 
-struct Train(TrainArgs, Screen);
+struct Train<'a>(TrainArgs, Screen, &'a World);
 
-impl TaskVisitor for Train {
+impl TaskVisitor for Train<'_> {
     type Output = Result<(), Error>;
 
     fn visit<T: TaskEntry>(self) -> Self::Output {
-        let Self(args, screen) = self;
+        let Self(args, screen, world) = self;
         let TrainArgs {
             config, mut overrides, resume, fold, device, quiet, tui, json, data, ..
         } = args;
@@ -75,7 +75,9 @@ impl TaskVisitor for Train {
             (false, false) => Show::Bar,
         };
         let options = TrainOptions { resume, show, data_dirs: data.resolve() };
-        let summary = ssm_train::train_all::<T>(&config, &options)?;
+        let Some(summary) = ssm_train::train_all::<T>(&config, &options, world)? else {
+            return Ok(());
+        };
         if json {
             return print(&format!("{}\n", as_json(&summary)));
         }

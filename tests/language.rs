@@ -188,6 +188,11 @@ fn mistakes_of_language_models_are_explained() {
         "error: `train.recompute`: layers with a state are not computed again\n \
          --> configuration\nhint: leave out `train.recompute`; shorter sequences need less memory too\n",
     );
+    refused(
+        &["--set", "model.dropout=0.1", "--set", "train.recompute=layer"],
+        "error: `train.recompute`: layers with dropout are not computed again\n \
+         --> configuration\nhint: leave out `train.recompute` or `model.dropout`\n",
+    );
     desk.trained(&config, &[]);
     let run = desk.path("tiny").display().to_string();
     let refused = |arguments: &[&str], expected: &str| {

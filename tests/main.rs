@@ -4,6 +4,8 @@
 
 mod language;
 mod mistakes;
+#[cfg(feature = "mpi")]
+mod processes;
 mod runs;
 mod slides;
 mod support;

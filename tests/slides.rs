@@ -326,6 +326,53 @@ fn a_published_split_with_overlap_can_be_reproduced_and_says_so() {
 }
 
 #[test]
+fn published_split_files_are_followed_and_their_mistakes_named() {
+    let clinic = Clinic::new();
+    clinic.change(
+        "config.toml",
+        "label_column = \"label\"",
+        "label_column = \"label\"\nsplit_files = [\"splits_0.csv\", \"splits_1.csv\"]",
+    );
+    // As CLAM writes them: an index without a name, columns of different lengths; slides or patients.
+    let slides = ",train,val,test\n0,s0,s4,s8\n1,s1,s6,s10\n2,s2,,\n3,s3,,\n";
+    clinic.desk.put("splits_0.csv", slides);
+    clinic.desk.put("splits_1.csv", "train,val,test\np2,p4,p0\np3,p5,p1\n");
+    let ended = clinic.train(&[]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let counts =
+        ["fold 0: 4 training, 2 validation, 2 test", "fold 1: 4 training, 4 validation, 4"];
+    for line in counts {
+        assert!(ended.stderr.contains(line), "{}", ended.stderr);
+    }
+    fs::remove_dir_all(clinic.desk.path("runs/config")).unwrap();
+    for (old, new, expected) in [
+        (
+            "s10",
+            "s99",
+            "`DIR/splits_0.csv`: line 3, column `test`: expected a slide or a patient of the table, got `s99`",
+        ),
+        (
+            "s99",
+            "s0",
+            "`DIR/splits_0.csv`: line 3, column `test`: slide `s0` stands in another part too",
+        ),
+        ("s0\n2", "p0\n2", "line 3, column `test`: slide `s0` stands in another part too"),
+        (
+            "val",
+            "dev",
+            "`DIR/splits_0.csv`: expected a column `val`, got ``, `train`, `dev`, `test`",
+        ),
+    ] {
+        clinic.change("splits_0.csv", old, new);
+        clinic.refuses(&[], expected);
+    }
+    clinic.refuses(
+        &["--set", "data.slides.split_columns=[\"split\"]"],
+        "expected either `split_columns` or `split_files`, got both",
+    );
+}
+
+#[test]
 fn folds_are_trained_resumed_and_reported_together() {
     let clinic = Clinic::new();
     let ended = clinic.train(&["--fold", "1"]);

@@ -2,117 +2,143 @@
 # Measurements on a GPU: memory and time of long bags, where an epoch's time goes, and the order of instances at
 # length 16,384. Needs no network and no data; python3 with numpy, h5py if it is there.
 #   SSM=target/release/ssm OUT=results sh gpu.sh [bags] [epoch] [order]
-# $OUT holds summary.txt and results.tar.gz after each part. About five minutes on an H200, 14 GB of disk and memory.
-# Every number below may be set in the environment, which is how the script is tried on a small CPU.
+# $OUT holds summary.txt (printed too) and results.tar.gz after each part. Less than five minutes on an H200 or H100,
+# 2 GB of disk, 4 GB of host memory. Every number below may be set in the environment, which is how the script
+# is tried on a small CPU.
 set -eu
-root=$(dirname "$0")/../..
+root=$(cd "$(dirname "$0")/../.." && pwd)
 : "${SSM:?the program ssm}" "${OUT:?a directory for results}"
 : "${DEVICE:=cuda:0}" "${WORK:=$(mktemp -d)}"
-: "${BAG_SIDES:=25x40 100x100 250x400}" "${BAG_STEPS:=8}" "${BAG_SECS:=60}"    # rasters of 1,000, 10,000, 100,000
-: "${SLIDES:=500}" "${SLIDE_LEN:=5000}" "${D_FEATURE:=1024}" "${EPOCH_SECS:=30}"
+: "${BAGS:=1000 10000 30000 100000}" "${BAG_STEPS:=6}" "${BAG_SECS:=40}"
+: "${SLIDES:=500}" "${SLIDE_LEN:=5000}" "${D_FEATURE:=1024}" "${EPOCH_SECS:=30}" "${D_MODEL:=512}"
 : "${SIDE:=128}" "${EPOCHS:=20}" "${SEEDS:=0 1 2}" "${ORDER_SECS:=100}" "${N_TRAIN:=200}"
-: "${N_MARKERS:=64}" "${N_PAIRS:=32}"
+: "${ORDERS:=srmamba_width srmamba_5 mamba abmil}" "${N_MARKERS:=64}" "${N_PAIRS:=32}"
 results=$WORK/results
 mkdir -p "$OUT" "$results"
-export SLIDES SLIDE_LEN D_FEATURE WORK
+export SLIDES SLIDE_LEN D_FEATURE WORK BAGS
+files='--set task.mil.class_weighted=false --set data.slides.split_columns=["split"] --set train.batch_size=1'
 
-# train SECONDS NAME CONFIG OVERRIDES...: stops by itself when the time is over, with a checkpoint; watches memory.
-train() {
-    secs=$1 name=$2 config=$3
-    shift 3
-    timeout -s INT -k 20 "$secs" "$SSM" train "$root/configs/mil/$config.toml" --quiet --device "$DEVICE" \
-        --set "run.dir=$WORK/runs" --set "run.name=$name" "$@" > "$results/$name.txt" 2> "$results/$name.log" &
-    watched=$!
-    peak_gpu=0 peak_host=0
-    while kill -0 "$watched" 2> /dev/null; do
-        # What the device holds, all pools included, and what the process holds on the host, in MiB.
-        now=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits 2> /dev/null | head -n 1) || now=0
-        if [ "${now:-0}" -gt "$peak_gpu" ]; then peak_gpu=$now; fi
-        child=$(pgrep -P "$watched" 2> /dev/null | head -n 1) || child=$watched
-        now=$(awk '/^VmHWM/ { print int($2 / 1024) }' "/proc/${child:-$watched}/status" 2> /dev/null) || now=0
-        if [ "${now:-0}" -gt "$peak_host" ]; then peak_host=$now; fi
-        sleep 0.2
-    done
-    wait "$watched" || echo "$name: ended early, exit code $?" >> "$results/ended_early.txt"
-    echo "$name $peak_gpu $peak_host" >> "$results/memory.txt"
+# What the device holds, all processes and pools, in MiB; nothing where there is none.
+held() {
+    nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits 2> /dev/null | head -n 1
 }
 
-# Two layers of the published width on one bag after another; with and without recomputation of layers.
+# watched NAME SECONDS COMMAND...: notes the largest memory of the device, and of the process on the host.
+watched() {
+    name=$1 secs=$2
+    shift 2
+    before=$(held) peak=0 host=0
+    timeout -s INT -k 20 "$secs" "$@" > "$results/$name.out" 2> "$results/$name.log" &
+    pid=$!
+    while kill -0 "$pid" 2> /dev/null; do
+        now=$(held)
+        if [ "${now:-0}" -gt "$peak" ]; then peak=$now; fi
+        child=$(pgrep -P "$pid" 2> /dev/null | head -n 1) || child=$pid
+        now=$(awk '/^VmHWM/ { print int($2 / 1024) }' "/proc/${child:-$pid}/status" 2> /dev/null) || now=0
+        if [ "${now:-0}" -gt "$host" ]; then host=$now; fi
+        sleep 0.1
+    done
+    wait "$pid" || echo "$name: ended early, exit code $?" >> "$results/ended_early.txt"
+    echo "$name $((peak - ${before:-0})) $host" >> "$results/memory.txt"
+}
+
+# A table of slides that are links to few files: reading is from the page cache, the fastest storage there is.
+make_slides() {
+    python3 - "$@" <<'PYTHON'
+import os, pathlib, sys
+import numpy as np
+work, d = pathlib.Path(os.environ["WORK"]), int(os.environ["D_FEATURE"])
+rng = np.random.default_rng(0)
+
+
+def features(length):
+    # As a ReLU leaves them: half of the features are zero.
+    return np.maximum(rng.standard_normal((length, d), dtype=np.float32), 0)
+
+
+def table(name, kind, bases, n_train):
+    folder = work / name
+    folder.mkdir(exist_ok=True)
+    for slide in range(n_train + 4):
+        link = folder / f"slide_{slide}.{kind}"
+        link.unlink(missing_ok=True)
+        os.link(bases[slide % len(bases)], link)
+    with open(work / f"{name}.csv", "w") as text:
+        print("slide_id,case_id,label,split", file=text)
+        for slide in range(n_train + 4):
+            part = "train" if slide < n_train else ("valid", "valid", "test", "test")[slide - n_train]
+            print(f"slide_{slide},{slide},{'ab'[slide % 2]},{part}", file=text)
+
+
+def bags():
+    for length in map(int, os.environ["BAGS"].split()):
+        base = work / f"bag_{length}.npy"
+        np.save(base, features(length))
+        table(f"bag_{length}", "npy", [base], 100)
+
+
+def epoch():
+    n, length = int(os.environ["SLIDES"]), int(os.environ["SLIDE_LEN"])
+    arrays = [features(length) for _ in range(min(8, n))]
+    # Plain arrays; HDF5 as CLAM writes it, an instance a chunk; HDF5 with gzip.
+    kinds = {"npy": ("npy", None), "clam": ("h5", dict(chunks=(1, d))),
+             "gzip": ("h5", dict(chunks=(min(256, length), d), compression="gzip", compression_opts=1))}
+    try:
+        import h5py
+    except ImportError:
+        kinds = {"npy": kinds["npy"]}
+    for name, (kind, layout) in kinds.items():
+        bases = []
+        for index, x in enumerate(arrays):
+            bases.append(work / f"base_{name}_{index}.{kind}")
+            if kind == "npy":
+                np.save(bases[-1], x)
+            else:
+                with h5py.File(bases[-1], "w") as out:
+                    out.create_dataset("features", data=x, **layout)
+        table(f"epoch_{name}", kind, bases, n)
+
+
+{"bags": bags, "epoch": epoch}[sys.argv[1]]()
+PYTHON
+}
+
+# A training step of the published sizes (two layers of width 512) on one bag; with and without recomputation
+# of layers. One process a length: pools of device memory never shrink.
 bags() {
-    for sides in $BAG_SIDES; do
-        width=${sides%x*} height=${sides#*x}
+    make_slides bags
+    for length in $BAGS; do
         for recompute in keep layer; do
             again=
             if [ "$recompute" = layer ]; then again='--set train.recompute="layer"'; fi
             # shellcheck disable=SC2086
-            train "$BAG_SECS" "bag_$((width * height))_$recompute" neighbours_srmamba_5 $again \
-                --set "data.neighbours.width=$width" --set "data.neighbours.height=$height" \
-                --set data.neighbours.n_markers=4 --set data.neighbours.n_pairs=2 \
-                --set "data.neighbours.d_feature=$D_FEATURE" --set data.neighbours.n_train=2 \
-                --set data.neighbours.n_valid=2 --set data.neighbours.n_test=2 \
-                --set model.mamba_mil.d_model=512 --set model.mamba_mil.n_layer=2 \
-                --set model.mamba_mil.d_attention=128 --set train.batch_size=1 \
-                --set "train.epochs=$((BAG_STEPS / 2))" --set train.eval_every_steps=1000000 --set log.every_steps=1
+            watched "bag_${length}_$recompute" "$BAG_SECS" "$SSM" bench "$root/configs/mil/slides_srmamba.toml" \
+                --device "$DEVICE" --steps "$BAG_STEPS" --json $files $again --set "model.mamba_mil.d_model=$D_MODEL" \
+                --set "data.slides.table=$WORK/bag_$length.csv" --set "data.slides.features=$WORK/bag_$length"
         done
+        rm -rf "$WORK/bag_$length" "$WORK/bag_$length.npy"
     done
 }
 
-# The same epoch three times: gzipped HDF5, plain arrays, and bags that lie in memory.
+# One epoch from each kind of file, with a profile: what part of it is reading?
 epoch() {
-    python3 - <<'PYTHON'
-import os, pathlib
-import numpy as np
-work = pathlib.Path(os.environ["WORK"])
-n, length, d = (int(os.environ[key]) for key in ("SLIDES", "SLIDE_LEN", "D_FEATURE"))
-try:
-    import h5py
-except ImportError:
-    h5py = None
-rng = np.random.default_rng(0)
-# Slides are links to eight files: reading is from the page cache, the fastest storage there is.
-for kind in ("npy", "h5") if h5py else ("npy",):
-    folder = work / kind
-    folder.mkdir(exist_ok=True)
-    for base in range(min(8, n)):
-        # As a ReLU leaves them: half of the features are zero.
-        x = np.maximum(rng.standard_normal((length, d), dtype=np.float32), 0)
-        file = work / f"base_{base}.{kind}"
-        if kind == "npy":
-            np.save(file, x)
-        else:
-            with h5py.File(file, "w") as out:
-                out.create_dataset("features", data=x, chunks=(min(256, length), d), compression="gzip")
-    for slide in range(n + 4):
-        link = folder / f"slide_{slide}.{kind}"
-        link.unlink(missing_ok=True)
-        os.link(work / f"base_{slide % min(8, n)}.{kind}", link)
-with open(work / "slides.csv", "w") as table:
-    print("slide_id,case_id,label,split", file=table)
-    for slide in range(n + 4):
-        part = "train" if slide < n else ("valid", "valid", "test", "test")[slide - n]
-        print(f"slide_{slide},{slide},{'ab'[slide % 2]},{part}", file=table)
-PYTHON
-    model="--set train.epochs=1 --set train.eval_every_steps=1000000 --set train.batch_size=1 --set log.every_steps=10"
-    for kind in h5 npy; do
-        if [ ! -d "$WORK/$kind" ]; then continue; fi
+    make_slides epoch
+    for table in "$WORK"/epoch_*.csv; do
+        name=$(basename "$table" .csv)
         # shellcheck disable=SC2086
-        train "$EPOCH_SECS" "epoch_$kind" slides_srmamba $model --set task.mil.class_weighted=false \
-            --set "data.slides.table=$WORK/slides.csv" --set "data.slides.features=$WORK/$kind" \
-            --set 'data.slides.split_columns=["split"]'
+        watched "$name" "$EPOCH_SECS" "$SSM" train "$root/configs/mil/slides_srmamba.toml" --quiet --device "$DEVICE" \
+            --profile "$WORK/$name.trace" $files --set "model.mamba_mil.d_model=$D_MODEL" \
+            --set "run.dir=$WORK/runs" --set "run.name=$name" \
+            --set "data.slides.table=$table" --set "data.slides.features=$WORK/$name" --set train.epochs=1 \
+            --set train.eval_every_steps=1000000 --set log.every_steps=10
     done
-    # shellcheck disable=SC2086
-    train "$EPOCH_SECS" epoch_memory neighbours_srmamba_5 $model --set data.neighbours.width="$((SLIDE_LEN / 50))" \
-        --set data.neighbours.height=50 --set data.neighbours.n_markers=4 --set data.neighbours.n_pairs=2 \
-        --set "data.neighbours.d_feature=$D_FEATURE" --set data.neighbours.n_train=60 \
-        --set data.neighbours.n_valid=2 --set data.neighbours.n_test=2 --set model.mamba_mil.d_model=512 \
-        --set model.mamba_mil.n_layer=2 --set model.mamba_mil.d_attention=128
 }
 
 # All seeds and orders at once: one of them does not fill the GPU.
 order() {
     started=
     for seed in $SEEDS; do
-        for order in srmamba_width srmamba_5 mamba abmil; do
+        for order in $ORDERS; do
             name="order_${order}_$seed"
             rate=
             if [ "$order" = srmamba_width ]; then rate="--set model.mamba_mil.mixer.sr_mamba.rate=$SIDE"; fi
@@ -123,7 +149,7 @@ order() {
                 --set "data.neighbours.height=$SIDE" --set "data.neighbours.n_markers=$N_MARKERS" \
                 --set "data.neighbours.n_pairs=$N_PAIRS" --set "data.neighbours.n_train=$N_TRAIN" \
                 --set data.neighbours.n_valid=50 --set "train.epochs=$EPOCHS" \
-                --set "train.eval_every_steps=$((N_TRAIN / 2))" $rate > "$results/$name.txt" 2> "$results/$name.log" || true
+                --set "train.eval_every_steps=$((N_TRAIN / 2))" $rate > "$results/$name.out" 2> "$results/$name.log" || true
             # The best checkpoint, whether there was time for all epochs or not.
             timeout -k 5 40 "$SSM" eval "$WORK/runs/$name" --split test --device "$DEVICE" --json \
                 > "$results/$name.json" 2>> "$results/$name.log" || true) &
@@ -137,29 +163,72 @@ order() {
 # What there is to say so far.
 summarise() {
     python3 - "$WORK" > "$OUT/summary.txt" <<'PYTHON'
-import json, pathlib, statistics, sys
-out = pathlib.Path(sys.argv[1]) / "results"
-runs = pathlib.Path(sys.argv[1]) / "runs"
+import collections, json, pathlib, statistics, sys
+work = pathlib.Path(sys.argv[1])
+out, runs = work / "results", work / "runs"
 memory = {}
 if (out / "memory.txt").exists():
     memory = {name: rest for name, *rest in map(str.split, open(out / "memory.txt"))}
-print("run, steps, seconds a bag, MiB on the device (all processes), MiB on the host")
-for file in sorted(runs.glob("*/metrics.jsonl")):
-    lines = [json.loads(line) for line in open(file)]
-    trained = [line for line in lines if line["split"] == "train" and line.get("samples_per_sec")]
-    if not trained:
-        print(file.parent.name, "no step was logged")
+
+
+def held(name):
+    device, host = map(int, memory.get(name, (0, 0)))
+    return f"{device * 2**20 / 1e9:.2f} GB on the device, {host * 2**20 / 1e9:.2f} GB on the host (with the file)"
+
+
+for name in sorted((name for name in memory if name.startswith("bag_")), key=lambda name: (name[-5:], int(name.split("_")[1]))):
+    length = int(name.split("_")[1])
+    try:
+        tables = json.loads((out / f"{name}.out").read_text())
+        step = {row["part"]: row["ms"] for row in tables["A step"]}
+        pools = next(row["value"] for row in tables["Estimate"] if row["what"].startswith("memory, all"))
+        model = sum(step.values()) - step["data"]
+        print(f"{name}: {model:.1f} ms a step, {1e3 * model / length:.2f} us an instance, without reading "
+              f"({step['data']:.1f} ms); pools {pools}; peak {held(name)}")
+    except (ValueError, KeyError, StopIteration) as error:
+        print(f"{name}: no result ({error}); peak {held(name)}")
+
+for trace in sorted(work.glob("epoch_*.trace")):
+    text = trace.read_text().rstrip().rstrip(",")
+    text += "" if text.endswith("]") else "]"
+    try:
+        events = json.loads(text)
+    except ValueError as error:
+        print(f"{trace.stem}: no profile ({error})")
         continue
-    # The first line holds the compilation of kernels.
-    seconds = statistics.median([1 / line["samples_per_sec"] for line in trained[1:] or trained])
-    name = file.parent.name
-    print(name, trained[-1]["step"], f"{seconds:.4f}", *memory.get(name, ["-", "-"]))
-print()
-print("order: AUC on the test slides")
+    total, count, first, opened = collections.Counter(), collections.Counter(), {}, collections.defaultdict(list)
+    for event in events:
+        place = event.get("tid")
+        if event["ph"] == "B":
+            opened[place].append((event["name"], event["ts"]))
+        elif event["ph"] == "E" and opened[place]:
+            name, began = opened[place].pop()
+            took = event["ts"] - began
+            count[name] += 1
+            # The first of each kind compiles kernels.
+            first.setdefault(name, took)
+            total[name] += took
+    n = count["optimizer"]
+    parts = [(name, (total[name] - first[name]) / max(1, count[name] - 1) / 1e3)
+             for name in ("data", "forward", "backward", "norm", "optimizer") if count[name]]
+    whole = sum(ms for _, ms in parts)
+    spans = ", ".join(f"{name} {ms:.2f} ms ({ms / whole:.0%})" for name, ms in parts)
+    print(f"{trace.stem}: {n} steps, {whole:.2f} ms each: {spans}; peak {held(trace.stem)}")
+
 for file in sorted(out.glob("order_*.json")):
     text = file.read_text()
-    scores = [row["auc"] for rows in json.loads(text or "{}").values() for row in rows]
-    print(file.stem, *scores or ["no result"])
+    try:
+        scores = [f"{row['auc']:.3f}" for rows in json.loads(text).values() for row in rows if "auc" in row]
+    except ValueError:
+        scores = []
+    log = runs / file.stem / "metrics.jsonl"
+    lines = [json.loads(line) for line in open(log)] if log.exists() else []
+    steps = max([line["step"] for line in lines], default=0)
+    pace = [line["samples_per_sec"] for line in lines if line.get("samples_per_sec")]
+    pace = f"{1e3 / statistics.median(pace):.1f} ms a bag" if pace else ""
+    print(f"{file.stem}: AUC on the test slides", *scores or ["missing"], f"after {steps} steps, {pace}")
+if (out / "ended_early.txt").exists():
+    print((out / "ended_early.txt").read_text().strip())
 PYTHON
     for run in "$WORK"/runs/*; do
         cp "$run/metrics.jsonl" "$results/$(basename "$run").jsonl" 2> /dev/null || true
@@ -168,7 +237,9 @@ PYTHON
 }
 
 for part in ${*:-bags epoch order}; do
+    date "+%T $part"
     "$part"
     summarise
 done
+date "+%T end"
 cat "$OUT/summary.txt"

@@ -1,6 +1,7 @@
 //! All tests of the crate in one binary: one suite, any device.
 
 mod causal_conv1d;
+mod decode;
 mod golden;
 mod linear;
 mod mixer_laws;

@@ -4,6 +4,7 @@
 
 mod configs;
 mod lm;
+mod lm_decoder;
 mod lm_weights;
 mod mil;
 mod models;

@@ -162,6 +162,37 @@ pub(crate) fn is_processor(backend: &str) -> bool {
     PROCESSORS.contains(&backend)
 }
 
+/// Whether NCCL adds up what lies on several devices of a backend. On CUDA it has to: the way through
+/// the memory of the host takes longer than what several GPUs save.
+///
+/// # Errors
+/// [`Error::Device`] on CUDA without the library.
+pub(crate) fn has_nccl(backend: &str, index: usize) -> Result<bool, Error> {
+    #[cfg(feature = "cuda")]
+    if backend == "cuda" {
+        use cubecl::cuda::CudaDevice;
+        let client = cubecl::Device::Cuda(CudaDevice::new(index)).client();
+        return if client.has_device_transport() { Ok(true) } else { Err(no_nccl(backend)) };
+    }
+    let _ = (backend, index);
+    Ok(false)
+}
+
+/// Said where several GPUs have nothing that adds up their gradients.
+#[cfg(feature = "cuda")]
+fn no_nccl(backend: &str) -> Error {
+    Error::Device {
+        device: backend.to_owned(),
+        message: "several devices need NCCL to add up their gradients, and there is no `libnccl.so`"
+            .into(),
+        hint: Some(
+            "put a directory with `libnccl.so` on LD_LIBRARY_PATH; where there is a `libnccl.so.2`, \
+             as in the Python package `nvidia-nccl-cu13`, a link of that name to it will do"
+                .into(),
+        ),
+    }
+}
+
 /// The first backend for processors that is compiled in.
 #[must_use]
 pub fn processor() -> Option<&'static str> {

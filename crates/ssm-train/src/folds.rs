@@ -18,22 +18,25 @@ use crate::{
     result::RunResult,
     run_dir::{self, RunDir},
     task::{Metrics, Outcome, Task, TaskConfig},
-    trainer::{TrainOptions, train},
+    trainer::{TrainOptions, train_in},
+    world::World,
 };
 
 /// Curves that a figure over folds shows at most.
 const MAX_CURVES: usize = 10;
 
-/// As [`train`], for a task with folds all of them, or the one that `run.fold` names.
+/// As [`train`](crate::train), for a task with folds all of them, or the one that `run.fold` names.
 ///
 /// Once every fold has a result, `result.json` and `report.html` of the whole are written beside them.
+/// Of several processes in `world` every one makes this call; `None` for those that do not lead.
 ///
 /// # Errors
 /// Everything of [`Error`].
 pub fn train_all<T: Task>(
     config: &Config<T::Config>,
     options: &TrainOptions,
-) -> Result<Summary, Error> {
+    world: &World,
+) -> Result<Option<Summary>, Error> {
     let n_folds = T::n_folds(&config.task, &config.data, &options.data_dirs)?;
     let run = config.run.path();
     let chosen = match config.run.fold {
@@ -43,10 +46,12 @@ pub fn train_all<T: Task>(
         }
         Some(fold) if n_folds > 1 => fold..fold + 1,
         _ if n_folds > 1 => 0..n_folds,
-        _ => return train::<T>(config, options),
+        _ => return train_in::<T>(config, options, world),
     };
     let began = |fold: usize| run.join(name(fold)).join("config.toml").exists();
-    if !options.resume {
+    if !world.leads() {
+        // Files are for the one that does.
+    } else if !options.resume {
         // All of them before the first begins, which may take days.
         for fold in chosen.clone() {
             RunDir::check(&run.join(name(fold)), false)?;
@@ -65,15 +70,18 @@ pub fn train_all<T: Task>(
         part.run.name = name(fold);
         part.run.fold = Some(fold);
         let resume = options.resume && began(fold);
-        last = Some(train::<T>(&part, &TrainOptions { resume, ..options.clone() })?);
+        last = train_in::<T>(&part, &TrainOptions { resume, ..options.clone() }, world)?;
+    }
+    if !world.leads() {
+        return Ok(None);
     }
     let missing = (0..n_folds).filter(|fold| load(&run, *fold).is_none()).count();
     match last {
         Some(summary) if missing > 0 => {
             tracing::info!("no common report yet: {missing} of {n_folds} folds have no result");
-            Ok(summary)
+            Ok(Some(summary))
         }
-        _ => conclude::<T>(config, &run, n_folds),
+        _ => conclude::<T>(config, &run, n_folds).map(Some),
     }
 }
 
@@ -98,6 +106,8 @@ pub(crate) fn conclude<T: Task>(
     let result = RunResult::new(steps, steps, &Outcome { details: Value::Null, ..outcome.clone() });
     let mut whole = config.clone();
     whole.run.fold = None;
+    // Processes that train the last folds may end at the same time.
+    let _turn = run_dir::turn(run)?;
     atomic::replace(&run.join("config.toml"), whole.to_toml().as_bytes())?;
     let report = run.join("report.html");
     atomic::replace(&report, page::<T>(config, run, n_folds, outcome)?.as_bytes())?;

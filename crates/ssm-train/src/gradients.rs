@@ -1,5 +1,7 @@
 //! The gradient of one optimiser step: summed over micro-batches, measured, clipped.
 
+mod rows;
+
 use burn::{
     module::{Module, ModuleVisitor, Param},
     optim::{GradientsAccumulator, GradientsParams},
@@ -119,14 +121,19 @@ impl<M: Module> Accumulation<M> {
             let squares = numbers.split_off(n).iter().sum();
             (self.weighted(&numbers), squares)
         };
-        let divisor = if self.several { weight } else { 1.0 };
-        let norm = squares.sqrt() / divisor;
-        let clip = clip_norm.map_or(1.0, |limit| f64::min(1.0, limit / (norm + 1e-6)));
-        let factor = clip / divisor;
+        let (norm, factor) = self.norm_and_factor(squares, weight, clip_norm);
         if factor != 1.0 {
             model.visit(&mut Scale { params: &mut params, factor });
         }
         Ok(Gradient { params, loss: total / weight, norm, weight })
+    }
+
+    /// Norm of the mean, and what the sum is multiplied by to become the clipped mean.
+    fn norm_and_factor(&self, squares: f64, weight: f64, clip_norm: Option<f64>) -> (f64, f64) {
+        let divisor = if self.several { weight } else { 1.0 };
+        let norm = squares.sqrt() / divisor;
+        let clip = clip_norm.map_or(1.0, |limit| f64::min(1.0, limit / (norm + 1e-6)));
+        (norm, clip / divisor)
     }
 }
 
@@ -301,7 +308,7 @@ mod tests {
         Tensor::<1>::from_floats(values.as_slice(), &device()).reshape(shape)
     }
 
-    fn model() -> Linear {
+    pub(super) fn model() -> Linear {
         let mut model = LinearConfig::new(INPUTS, 3).init(&device());
         model.weight = Param::from_tensor(fill([INPUTS, 3], 0.5));
         model.bias = Some(Param::from_tensor(fill([3], 2.0)));
@@ -309,7 +316,7 @@ mod tests {
     }
 
     /// Mean over rows `range` of 32, of a cubic error so that rows differ.
-    fn loss(model: &Linear, range: std::ops::Range<usize>) -> Loss {
+    pub(super) fn loss(model: &Linear, range: std::ops::Range<usize>) -> Loss {
         let weight = range.len() as f64;
         let x = fill([32, INPUTS], 0.0).slice([range.clone()]);
         let y = fill([32, 3], 1.0).slice([range]);

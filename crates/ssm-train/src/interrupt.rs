@@ -14,6 +14,8 @@ use signal_hook::{
     flag, low_level,
 };
 
+use crate::error::Error;
+
 const SIGNALS: [i32; 2] = [SIGINT, SIGTERM];
 
 /// Signals come to the process, not to a run, so what they do by default is kept once a process.
@@ -65,7 +67,15 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    pub(crate) fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> Result<Self, Error> {
+        Self::register().map_err(|source| Error::Io {
+            path: "signals".into(),
+            action: "listen to".into(),
+            source,
+        })
+    }
+
+    fn register() -> io::Result<Self> {
         PROCESS.add_listener()?;
         let mut interrupt = Self { signal: Arc::new(AtomicUsize::new(0)), ids: Vec::new() };
         for signal in SIGNALS {

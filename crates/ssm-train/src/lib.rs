@@ -10,7 +10,7 @@
 //! | [`plan`], [`schedule`] | what happens at which step, as pure functions |
 //! | [`trainer`] | the loop |
 //! | [`mod@bench`] | what it will cost |
-//! | `collective` | how several devices train one model |
+//! | `collective`, [`world`] | how several devices train one model |
 //! | [`progress`] | what is seen of it while it runs |
 //! | [`folds`] | several runs that are reported together |
 //! | [`adam`], [`optim`] | how gradients become updates |
@@ -49,6 +49,7 @@ pub mod schedule;
 pub mod task;
 mod tensorboard;
 pub mod trainer;
+pub mod world;
 
 pub use self::{
     adopt::adopt,
@@ -59,4 +60,5 @@ pub use self::{
     loading::{evaluate, load_model},
     task::Task,
     trainer::{TrainOptions, train},
+    world::World,
 };

@@ -33,7 +33,7 @@ const RULES: [(&str, Rule, &str); 24] = [
     ("run.seed", Rule::Refused, "data order and random numbers come from it"),
     ("run.fold", Rule::Refused, "another fold has other splits"),
     ("device", Rule::Warned, "not bit-exact from here on"),
-    ("device.replicas", Rule::Allowed, "the result does not depend on it"),
+    ("device.replicas", Rule::Allowed, "the same sums, in another order"),
     ("task", Rule::Refused, "another task"),
     ("data", Rule::Refused, "other samples"),
     ("model", Rule::Refused, "the weights do not fit"),
@@ -176,6 +176,21 @@ pub(crate) fn changed_route(old: &Session, new: &Session) -> Vec<String> {
         format!("{what} was `{old}` and is now `{new}`: from here on the run is not bit-exact")
     };
     changed.map(say).collect()
+}
+
+/// What another number of replicas means, where it is one.
+pub(crate) fn changed_replicas(old: &Session, new: &Session) -> Option<String> {
+    let count = |session: &Session| match session.gradients.as_str() {
+        "" => session.replicas.to_string(),
+        route => format!("{} ({route})", session.replicas),
+    };
+    let [was, is] = [old, new].map(count);
+    (was != is).then(|| {
+        format!(
+            "replicas: {was} until now, {is} from here on; a step has the same samples, whose \
+             gradients may be added up in another order"
+        )
+    })
 }
 
 /// The sections that learning rates come from.
@@ -379,6 +394,18 @@ mod tests {
         );
         let unknown = Session { simd: String::new(), ..old.clone() };
         assert_eq!(changed_route(&unknown, &old), [""; 0]);
+    }
+
+    #[test]
+    fn another_number_of_replicas_is_said() {
+        let one = Session::here(0, "flex", 0);
+        assert_eq!(changed_replicas(&one, &one), None);
+        let two = Session { replicas: 2, gradients: "NCCL".into(), ..one.clone() };
+        assert_eq!(
+            changed_replicas(&one, &two).unwrap(),
+            "replicas: 1 until now, 2 (NCCL) from here on; a step has the same samples, whose \
+             gradients may be added up in another order"
+        );
     }
 
     #[test]

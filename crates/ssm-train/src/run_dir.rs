@@ -64,6 +64,12 @@ pub struct Session {
     pub backend: String,
     /// Which of several equal devices.
     pub device_index: usize,
+    /// Replicas that trained together. One where an older version did not write it.
+    #[serde(default = "one")]
+    pub replicas: usize,
+    /// How their gradients were added up: `host memory`, `NCCL`, `MPI`; empty for a single replica.
+    #[serde(default)]
+    pub gradients: String,
     /// Processors that it may use.
     pub cpus: usize,
     /// Instructions that the CPU kernels chose, with the architecture: `x86_64 V4`. Sums are added
@@ -72,8 +78,12 @@ pub struct Session {
     pub simd: String,
 }
 
+fn one() -> usize {
+    1
+}
+
 impl Session {
-    /// The session of this process.
+    /// The session of this process, of a single replica.
     #[must_use]
     pub fn here(from_step: u64, backend: &str, device_index: usize) -> Self {
         Self {
@@ -84,6 +94,8 @@ impl Session {
             git_commit: std::env::current_dir().ok().and_then(|dir| git_commit(&dir)),
             backend: backend.into(),
             device_index,
+            replicas: 1,
+            gradients: String::new(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             simd: simd(),
         }
@@ -314,6 +326,16 @@ fn lock(dir: &Path) -> Result<File, Error> {
     Ok(file)
 }
 
+/// Waits until no other process writes what the folds in a directory have in common; it is over with
+/// the file.
+pub(crate) fn turn(dir: &Path) -> Result<File, Error> {
+    let path = dir.join(LOCK);
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+    let file = opened.map_err(atomic::save("write", &path))?;
+    file.lock().map_err(atomic::save("lock", &path))?;
+    Ok(file)
+}
+
 /// The commit that is checked out around `dir`, `None` outside a git checkout.
 fn git_commit(dir: &Path) -> Option<String> {
     let git = dir.ancestors().map(|dir| dir.join(".git")).find(|git| git.is_dir())?;
@@ -339,6 +361,24 @@ mod tests {
         let manifest: toml::Table = fs::read_to_string(manifest).unwrap().parse().unwrap();
         let pinned = &manifest["workspace"]["dependencies"]["burn"]["version"];
         assert_eq!(pinned.as_str().unwrap(), format!("={BURN_VERSION}"));
+    }
+
+    #[test]
+    fn those_who_wait_for_their_turn_do_not_meet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("result.json");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let _turn = turn(dir.path()).unwrap();
+                        // Two at once take each other's unfinished file away.
+                        atomic::replace(&path, b"{}").unwrap();
+                    }
+                });
+            }
+        });
+        assert!(matches!(holder(dir.path()), Holder::Nobody));
     }
 
     #[test]

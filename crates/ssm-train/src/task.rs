@@ -112,15 +112,15 @@ pub struct Outcome {
 }
 
 /// The task's own sections of a configuration file: `[task.<NAME>]`, `[data]` and `[model]`.
-pub trait TaskConfig: Sized {
+pub trait TaskConfig: Sized + 'static {
     /// Key under `[task]`.
     const NAME: &'static str;
     /// Fields of `[task.<NAME>]`.
-    type Options: Serialize + DeserializeOwned + JsonSchema + Clone + Send;
+    type Options: Serialize + DeserializeOwned + JsonSchema + Clone + Send + 'static;
     /// Fields of `[data]`; usually an externally tagged registry (`[data.ett]`).
-    type Data: Serialize + DeserializeOwned + JsonSchema + Clone + Send;
+    type Data: Serialize + DeserializeOwned + JsonSchema + Clone + Send + 'static;
     /// Fields of `[model]`; usually an externally tagged registry (`[model.NAME]`).
-    type Model: Serialize + DeserializeOwned + JsonSchema + Clone + Send;
+    type Model: Serialize + DeserializeOwned + JsonSchema + Clone + Send + 'static;
 
     /// Everything that is wrong with the values, before any file or device is touched.
     fn validate(options: &Self::Options, data: &Self::Data, model: &Self::Model) -> Vec<Issue>;
@@ -128,6 +128,13 @@ pub trait TaskConfig: Sized {
     /// Whether the micro-batches of a step can be computed by different devices. By default they can.
     fn shares_micro_batches(options: &Self::Options) -> bool {
         let _ = options;
+        true
+    }
+
+    /// Whether the loss draws random numbers on the device, as dropout does: replicas on several GPUs
+    /// then hand over their forward passes one after the other. By default it may.
+    fn draws_numbers(model: &Self::Model) -> bool {
+        let _ = model;
         true
     }
 
@@ -150,7 +157,7 @@ pub trait TaskConfig: Sized {
 ///
 /// Randomness and data order are pure functions of the seed and the step, so a checkpoint needs no
 /// loader state and a resumed run sees what an uninterrupted run would have seen.
-pub trait Task: Sized {
+pub trait Task: Sized + 'static {
     /// The configuration sections that this task reads.
     type Config: TaskConfig;
     /// What is trained.

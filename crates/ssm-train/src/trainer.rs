@@ -7,11 +7,15 @@ macro_rules! in_span {
     };
 }
 
+#[cfg(feature = "mpi")]
+mod processes;
 mod replica;
 mod start;
+mod threads;
 
 use std::{
     path::PathBuf,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -20,10 +24,9 @@ use burn::module::Module;
 use self::replica::Replica;
 use crate::{
     checkpoint::Checkpoints,
-    collective::{Alone, Collective, Order, Threads},
+    collective::{Alone, Collective, Order},
     conclusion::{Summary, conclude},
-    config::{Config, Issue},
-    device,
+    config::Config,
     error::Error,
     gradients::Gradient,
     interrupt::Interrupt,
@@ -31,7 +34,8 @@ use crate::{
     machine,
     position::Position,
     progress::{Progress, Show, StepNumbers},
-    task::{Split, Task, TaskConfig, Throughput, Work},
+    task::{Split, Task, Throughput, Work},
+    world::World,
 };
 
 /// What the command line adds to a configuration.
@@ -58,47 +62,25 @@ pub fn train<T: Task>(
     options: &TrainOptions,
 ) -> Result<Summary, Error> {
     let size = config.device.replicas;
-    check_shares(config, size, "device.replicas")?;
+    threads::check_shares(config, size)?;
     if size == 1 {
-        return lead::<T>(config, options, Box::new(Alone));
+        return lead::<T>(config, options, Rc::new(Alone));
     }
-    let backend = device::resolve(&config.device.backend, config.device.index)?;
-    let on_processor = device::is_processor(backend);
-    let mut places = Threads::places(size, on_processor).into_iter();
-    // `places` makes as many as it is asked for, which is more than one.
-    let leader = places.next().unwrap_or_else(|| unreachable!("a place for each replica"));
-    std::thread::scope(|scope| {
-        let mut followers = Vec::new();
-        for place in places {
-            let (config, dirs) = (config.clone(), options.data_dirs.clone());
-            let index = config.device.index + if on_processor { 0 } else { place.rank() };
-            let replica = move || follow::<T>(&config, &dirs, index, Box::new(place));
-            followers.push(scope.spawn(replica));
-        }
-        let led = lead::<T>(config, options, Box::new(leader));
-        for follower in followers {
-            // The leader knows already that one panicked.
-            let _ = follower.join();
-        }
-        led
-    })
+    threads::train::<T>(config, options, size)
 }
 
-/// Refuses a number of replicas that the micro-batches of a step cannot be shared out among.
-fn check_shares<C: TaskConfig>(config: &Config<C>, size: usize, path: &str) -> Result<(), Error> {
-    let accumulate = config.train.accumulate;
-    if size > accumulate {
-        let issue = Issue::range(path, &format!("at most `train.accumulate` = {accumulate}"), size);
-        return Err(config.refuse(vec![issue.with_hint(
-            "replicas share the micro-batches of a step: divide `train.batch_size` by their number \
-             and multiply `train.accumulate` by it",
-        )]));
+/// As [`train`], together with the other processes of `world`; `None` for those that do not lead.
+#[cfg_attr(not(feature = "mpi"), expect(unused_variables, reason = "there are no others"))]
+pub(crate) fn train_in<T: Task>(
+    config: &Config<T::Config>,
+    options: &TrainOptions,
+    world: &World,
+) -> Result<Option<Summary>, Error> {
+    #[cfg(feature = "mpi")]
+    if let Some((collective, local_rank)) = world.collective()? {
+        return processes::train::<T>(config, options, collective, local_rank);
     }
-    if size > 1 && !C::shares_micro_batches(&config.task) {
-        let message = "expected 1, as each micro-batch of a step needs the one before it";
-        return Err(config.refuse(vec![Issue::new(path, format!("{message}, got `{size}`"))]));
-    }
-    Ok(())
+    train::<T>(config, options).map(Some)
 }
 
 /// Takes part in the steps of a run that another replica leads.
@@ -106,23 +88,22 @@ fn follow<T: Task>(
     config: &Config<T::Config>,
     data_dirs: &[PathBuf],
     index: usize,
-    collective: Box<dyn Collective>,
-) {
-    let collective: std::rc::Rc<dyn Collective> = collective.into();
+    collective: Rc<dyn Collective>,
+) -> Result<(), Error> {
     let followed = Replica::<T>::build(config, data_dirs, index, collective.clone())
         .and_then(|(replica, model)| replica.follow(model));
-    if let Err(error) = followed {
+    if let Err(error) = &followed {
         collective.abort(&error.to_string());
     }
+    followed
 }
 
 /// Trains as replica 0.
 fn lead<T: Task>(
     config: &Config<T::Config>,
     options: &TrainOptions,
-    collective: Box<dyn Collective>,
+    collective: Rc<dyn Collective>,
 ) -> Result<Summary, Error> {
-    let collective: std::rc::Rc<dyn Collective> = collective.into();
     let led = lead_to_end::<T>(config, options, collective.clone());
     if let Err(error) = &led {
         // Between two steps the others were told already that it is over.
@@ -134,13 +115,9 @@ fn lead<T: Task>(
 fn lead_to_end<T: Task>(
     config: &Config<T::Config>,
     options: &TrainOptions,
-    collective: std::rc::Rc<dyn Collective>,
+    collective: Rc<dyn Collective>,
 ) -> Result<Summary, Error> {
-    let interrupt = Interrupt::listen().map_err(|source| Error::Io {
-        path: PathBuf::from("signals"),
-        action: "listen to".into(),
-        source,
-    })?;
+    let interrupt = Interrupt::listen()?;
     let (mut trainer, run, model) = Trainer::<T>::start(config, options, collective)?;
     if trainer.is_over() {
         tracing::info!("nothing to train: {}", trainer.why_over());
@@ -186,7 +163,7 @@ impl<T: Task> Trainer<'_, T> {
             let improved = self.record(&model, &numbers)?;
 
             let done = self.position.step;
-            let signal = interrupt.signal();
+            let signal = interrupt.signal().or_else(|| self.replica.collective.signal());
             if improved || self.replica.plan.saves(done) || self.is_over() || signal.is_some() {
                 self.save(&model)?;
             }
@@ -248,7 +225,10 @@ impl<T: Task> Trainer<'_, T> {
         let step = self.position.step;
         let lr = self.replica.lr(step);
         let Gradient { params, loss, norm, weight } = gradient;
-        let model = in_span!("optimizer", self.replica.optimizer.step(lr, model, params));
+        let model = in_span!("optimizer", {
+            let model = self.replica.optimizer.step(lr, model, params);
+            self.replica.settled(|| model)
+        });
 
         let done = step + 1;
         self.position.step = done;

@@ -3,6 +3,8 @@
 //! Gu & Dao 2023, arXiv:2312.00752, figure 3. Parameter names are the keys of the published
 //! checkpoints, lower-cased (state-spaces/mamba@e9594ce, `modules/mamba_simple.py`).
 
+mod decoder;
+
 use burn::{
     module::{Module, Param},
     nn::Linear,
@@ -11,7 +13,8 @@ use burn::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Mixer, MixerError, State, require};
+use self::decoder::MambaDecoder;
+use super::{Decoder, Mixer, MixerError, Norm, State, require};
 use crate::{
     init::{Init, a_log_s4d_real, dt_bias},
     ops::{
@@ -293,6 +296,16 @@ impl Mixer for Mamba {
         state: &mut MambaState,
     ) -> Tensor<3> {
         self.mix(x, resets, Some(state))
+    }
+
+    fn decoder(
+        &self,
+        norm: Norm,
+        state: &MambaState,
+        dtype: FloatDType,
+    ) -> Option<Box<dyn Decoder>> {
+        let decoder = MambaDecoder::new(self, norm, state, dtype)?;
+        Some(Box::new(decoder))
     }
 
     fn scale_output(mut self, factor: f64) -> Self {

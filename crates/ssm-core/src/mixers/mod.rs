@@ -4,11 +4,12 @@
 //! `tests/mixer_laws.rs` then run on it. May import `ops`, `init` and Burn; never `nn`, never another mixer.
 
 mod branched_mamba;
+mod decoder;
 mod mamba;
 
 use burn::{
     module::Module,
-    tensor::{Bool, Tensor},
+    tensor::{Bool, FloatDType, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ pub use self::{
         BiMamba, BiMambaConfig, Branch, BranchConfig, BranchedMamba, NoState, SrMamba,
         SrMambaConfig,
     },
+    decoder::{Decoder, Norm, Stream},
     mamba::{Mamba, MambaConfig, MambaState},
 };
 use crate::init::Init;
@@ -55,6 +57,18 @@ pub trait Mixer: Module {
     /// One step in O(1): `[batch, d_model]`, same shape out.
     fn step(&self, x: Tensor<2>, state: &mut Self::State) -> Tensor<2> {
         self.prefill(x.unsqueeze_dim(1), None, state).squeeze_dim(1)
+    }
+
+    /// The block of this mixer behind an RMSNorm for single tokens after `state`, its matrices in
+    /// `dtype`. `None` if there is no form that is faster than [`Mixer::step`].
+    fn decoder(
+        &self,
+        norm: Norm,
+        state: &Self::State,
+        dtype: FloatDType,
+    ) -> Option<Box<dyn Decoder>> {
+        let _ = (norm, state, dtype);
+        None
     }
 
     /// Multiplies the output projection by `factor`; deep residual stacks start with `1/sqrt(n_layer)`.
@@ -211,6 +225,21 @@ macro_rules! mixers {
                 match (self, state) {
                     $((Self::$name(mixer), MixerState::$name(state)) => {
                         mixer.prefill(x, resets, state)
+                    })+
+                    #[allow(unreachable_patterns, reason = "reachable from the second mixer on")]
+                    (mixer, state) => panic!("state {state:?} does not belong to mixer {mixer:?}"),
+                }
+            }
+
+            fn decoder(
+                &self,
+                norm: Norm,
+                state: &MixerState,
+                dtype: FloatDType,
+            ) -> Option<Box<dyn Decoder>> {
+                match (self, state) {
+                    $((Self::$name(mixer), MixerState::$name(state)) => {
+                        mixer.decoder(norm, state, dtype)
                     })+
                     #[allow(unreachable_patterns, reason = "reachable from the second mixer on")]
                     (mixer, state) => panic!("state {state:?} does not belong to mixer {mixer:?}"),

@@ -104,6 +104,18 @@ impl Backbone {
         self.layers.iter_mut().for_each(|block| block.compute_in(dtype));
     }
 
+    /// What blocks compute in, if it is not the type of the residual stream.
+    pub fn branches(&self) -> Option<FloatDType> {
+        self.branches
+    }
+
+    /// From now on training drops this share, `[0, 1)`, of what each block adds to the residual stream.
+    ///
+    /// Not together with [`Backbone::recompute_layers`]: the second pass would draw other masks.
+    pub fn drop_outputs(&mut self, share: f64) {
+        self.layers.iter_mut().for_each(|block| block.drop_outputs(share));
+    }
+
     /// Whole sequences from an empty past.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         if self.recompute {
@@ -114,6 +126,11 @@ impl Backbone {
         let mut stream = Residual::new(x, self.branches);
         self.layers.iter().for_each(|block| block.run(&mut stream));
         stream.normed(&self.norm_f)
+    }
+
+    /// All that this backbone is made of.
+    pub(super) fn layers_and_norm(&self) -> (&[Block], &RmsNorm) {
+        (&self.layers, &self.norm_f)
     }
 
     /// The states before the first step.

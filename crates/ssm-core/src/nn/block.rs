@@ -8,7 +8,7 @@ use burn::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Mlp, MlpConfig, residual::Residual};
+use super::{Mlp, MlpConfig, dropout, residual::Residual};
 use crate::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig, MixerError, MixerState},
@@ -40,6 +40,7 @@ impl BlockConfig {
             norm2: self.mlp.as_ref().map(|_| norm(init)),
             mlp: self.mlp.as_ref().map(|mlp| mlp.init(d_model, init)),
             branches: None,
+            dropout: 0.0,
         }
     }
 }
@@ -57,12 +58,20 @@ pub struct Block {
     /// What mixer and feed-forward part compute in, if it is not the type of the residual stream.
     #[module(skip)]
     branches: Option<FloatDType>,
+    /// Share of what a part adds to the residual stream that training drops.
+    #[module(skip)]
+    dropout: f64,
 }
 
 impl Block {
     /// From now on mixer and feed-forward part compute in `dtype`, whatever the residual stream is in.
     pub fn compute_in(&mut self, dtype: FloatDType) {
         self.branches = Some(dtype);
+    }
+
+    /// From now on training drops this share, `[0, 1)`, of what mixer and feed-forward part add.
+    pub fn drop_outputs(&mut self, share: f64) {
+        self.dropout = share;
     }
 
     /// Whole sequences from an empty past.
@@ -116,11 +125,16 @@ impl Block {
         self
     }
 
+    /// All that this block is made of, unless it has a feed-forward part.
+    pub(super) fn norm_and_mixer(&self) -> Option<(&RmsNorm, &AnyMixer)> {
+        self.mlp.is_none().then_some((&self.norm, &self.mixer))
+    }
+
     fn feed_forward(&self, stream: &mut Residual, mixed: Tensor<3>) {
-        stream.add(mixed);
+        stream.add(dropout(mixed, self.dropout));
         if let (Some(norm), Some(mlp)) = (&self.norm2, &self.mlp) {
             let y = mlp.forward(stream.normed(norm));
-            stream.add(y);
+            stream.add(dropout(y, self.dropout));
         }
     }
 }

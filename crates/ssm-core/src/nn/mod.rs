@@ -4,6 +4,7 @@ mod attention_pool;
 mod backbone;
 mod bidirectional;
 mod block;
+mod decoder;
 mod dropout;
 mod mlp;
 mod reordered;
@@ -14,6 +15,7 @@ pub use self::{
     backbone::{Backbone, BackboneConfig, BackboneState},
     bidirectional::{Bidirectional, BidirectionalConfig, Merge},
     block::{Block, BlockConfig},
+    decoder::BackboneDecoder,
     dropout::dropout,
     mlp::{Mlp, MlpConfig},
     reordered::{Reordered, ReorderedConfig},

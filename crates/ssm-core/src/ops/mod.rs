@@ -7,6 +7,7 @@
 //! | [`linear`] | - | Burn's matmul | `cpu.rs` | CubeK's | hand-written |
 //! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | `kernel.rs` | hand-written |
 //! | [`rms_norm`] | Zhang & Sennrich 2019, arXiv:1910.07467 | Burn's module | `cpu.rs` | `kernel.rs` | hand-written |
+//! | [`decode`] | Gu & Dao 2023, arXiv:2312.00752, section 3.3.1 | the parallel form | `host.rs` | `kernel.rs` | none |
 //! | [`recompute`] | Chen et al. 2016, arXiv:1604.06174 | the layer itself | - | - | runs the layer again |
 //!
 //! Each op with a kernel is written three times and proved pairwise: `host` (plain slices, f64),
@@ -17,6 +18,7 @@ mod autodiff;
 pub mod causal_conv1d;
 #[cfg(feature = "cube")]
 mod cube;
+pub mod decode;
 mod disjoint;
 #[cfg(feature = "cube")]
 mod kernel;

@@ -135,6 +135,13 @@ pub fn read_named(name: &str, dirs: &[PathBuf]) -> Result<DataFile, Error> {
 /// [`Error::Io`] if it cannot be read, [`Error::Data`] if it is a damaged gzip file or one that unpacks to
 /// more than 4 GiB.
 pub fn read(path: &Path) -> Result<DataFile, Error> {
+    let mut file = read_unhashed(path)?;
+    file.sha256 = Sha256::digest(&file.bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(file)
+}
+
+/// The same for a file that is read once an epoch, whose hash would be computed as often for nobody.
+pub(crate) fn read_unhashed(path: &Path) -> Result<DataFile, Error> {
     let stored = fs::read(path).map_err(|source| Error::Io {
         path: path.to_owned(),
         action: "read".to_owned(),
@@ -164,8 +171,7 @@ pub fn read(path: &Path) -> Result<DataFile, Error> {
     } else {
         stored
     };
-    let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(DataFile { path: path.to_owned(), bytes, sha256 })
+    Ok(DataFile { path: path.to_owned(), bytes, sha256: String::new() })
 }
 
 /// Bytes that a compressed file may unpack to: twenty times the largest published set. A few megabytes

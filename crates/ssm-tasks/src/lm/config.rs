@@ -83,6 +83,11 @@ impl TaskConfig for LmConfig {
     fn f32_only(_model: &MambaLmConfig) -> Option<String> {
         None
     }
+
+    fn draws_numbers(_model: &MambaLmConfig) -> bool {
+        // It has no dropout.
+        false
+    }
 }
 
 #[cfg(test)]
@@ -117,7 +122,7 @@ mod tests {
             texts(
                 "seq_len = 0",
                 "[selective_copying]\nseq_len = 8\nn_tokens = 9\nn_vocab = 3",
-                "d_model = 0\nn_layer = 0\npad_vocab_to = 0\nmixer.mamba = { d_state = 0 }"
+                "d_model = 0\nn_layer = 0\npad_vocab_to = 0\ndropout = 1.0\nmixer.mamba = { d_state = 0 }"
             ),
             [
                 "`task.lm.seq_len`: expected 1..=16777216, got `0`",
@@ -126,6 +131,7 @@ mod tests {
                 "`model.d_model`: expected 1..=65536, got `0`",
                 "`model.n_layer`: expected 1..=1024, got `0`",
                 "`model.pad_vocab_to`: expected 1..=1024, got `0`",
+                "`model.dropout`: expected at least 0 and less than 1, got `1`",
                 "`model.mixer.mamba.d_state`: expected 1 to 4096, got `0`",
             ]
         );

@@ -8,6 +8,7 @@ use ssm_core::{mixers::State, nn::BackboneState};
 use ssm_train::error::Error;
 
 use super::{
+    decoder::Decoder,
     initial,
     model::MambaLm,
     random::{Purpose, stream},
@@ -78,10 +79,10 @@ pub fn generate(
     if rows.is_empty() {
         return Ok(());
     }
-    let (mut state, mut logits) = (State::stack(states), Tensor::cat(logits, 0));
+    let mut values = read(Tensor::cat(logits, 0))?;
+    let mut writer = Writer::new(model, State::stack(states), rows.len(), tokenizer.n_vocab());
     let mut done = 0;
     while request.max_tokens.is_none_or(|most| done < most) {
-        let values = read(logits)?;
         let n_rows = values.len() / rows.len();
         let mut going_on = Vec::new();
         for (place, row) in rows.iter_mut().enumerate() {
@@ -97,14 +98,14 @@ pub fn generate(
             if going_on.is_empty() {
                 return Ok(());
             }
-            state = state.select(&going_on);
+            writer.select(&going_on);
             let mut place = 0..;
             rows.retain(|_| place.next().is_some_and(|place| going_on.contains(&place)));
         }
-        let last: Vec<i32> = rows.iter().map(|row| row.last as i32).collect();
-        let n = last.len();
-        let tokens = Tensor::<1, Int>::from_data(TensorData::new(last, [n]), &model.device());
-        logits = model.step(tokens, &mut state);
+        if request.max_tokens.is_none_or(|most| done < most) {
+            let last: Vec<u32> = rows.iter().map(|row| row.last).collect();
+            values = writer.step(&last)?;
+        }
     }
     rows.iter_mut().try_for_each(|row| row.finish(emit))
 }
@@ -122,6 +123,62 @@ fn prefill(model: &MambaLm, tokens: &[u32]) -> (BackboneState, Tensor<2>) {
     // A prompt has at least one token.
     let last = last.unwrap_or_else(|| panic!("a prompt without a token"));
     (state, model.head(last))
+}
+
+/// What goes on from the prompts.
+enum Writer<'a> {
+    /// The parallel form with one token at a time.
+    Steps { model: &'a MambaLm, state: BackboneState },
+    /// Kernels for single tokens. Texts that ended stay in its batch, whose launches are recorded.
+    Decoder { decoder: Box<Decoder>, batch: usize, places: Vec<usize> },
+}
+
+impl<'a> Writer<'a> {
+    fn new(model: &'a MambaLm, state: BackboneState, batch: usize, n_vocab: usize) -> Self {
+        // On processors nothing is gained: there a launch is a call.
+        if model.device().memory_pool_usage().is_none() {
+            return Self::Steps { model, state };
+        }
+        let dtype = model.activations();
+        let Some(mut decoder) = Decoder::new(model, &state, batch, n_vocab, dtype, 1) else {
+            return Self::Steps { model, state };
+        };
+        decoder.capture();
+        Self::Decoder { decoder: Box::new(decoder), batch, places: (0..batch).collect() }
+    }
+
+    /// Leaves all texts but these.
+    fn select(&mut self, going_on: &[usize]) {
+        match self {
+            Self::Steps { state, .. } => *state = state.select(going_on),
+            Self::Decoder { places, .. } => {
+                *places = going_on.iter().map(|place| places[*place]).collect();
+            }
+        }
+    }
+
+    /// Reads a token of every text, and says the logits of the next ones, text after text.
+    fn step(&mut self, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        match self {
+            Self::Steps { model, state } => {
+                let ids: Vec<i32> = tokens.iter().map(|token| *token as i32).collect();
+                let ids = TensorData::new(ids, [tokens.len()]);
+                read(model.step(Tensor::<1, Int>::from_data(ids, &model.device()), state))
+            }
+            Self::Decoder { decoder, batch, places } => {
+                let mut all = vec![0; *batch];
+                places.iter().zip(tokens).for_each(|(place, token)| all[*place] = *token);
+                decoder.feed(&all);
+                let values = read(decoder.step())?;
+                if places.len() == *batch {
+                    return Ok(values);
+                }
+                let n_rows = values.len() / *batch;
+                let rows = places.iter().map(|place| &values[place * n_rows..][..n_rows]);
+                Ok(rows.collect::<Vec<_>>().concat())
+            }
+        }
+    }
 }
 
 fn read(logits: Tensor<2>) -> Result<Vec<f32>, Error> {

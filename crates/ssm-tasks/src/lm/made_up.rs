@@ -60,8 +60,13 @@ pub trait MadeUp: Send + Sync {
     /// How many sequences there are.
     fn samples(&self) -> &Samples;
 
-    /// The length that is trained and validated, in the task's own terms.
+    /// The length that is trained, in the task's own terms.
     fn len(&self) -> usize;
+
+    /// The length that is validated, and so selects the checkpoint.
+    fn valid_len(&self) -> usize {
+        self.len()
+    }
 
     /// Whether that is 0, which no valid configuration has.
     fn is_empty(&self) -> bool {

@@ -17,6 +17,7 @@ pub mod batch;
 pub mod bpe;
 pub mod config;
 pub mod data;
+pub mod decoder;
 pub mod generate;
 mod loss;
 pub mod made_up;
@@ -106,6 +107,11 @@ impl Task for LmTask {
             Some(Recompute::Layer) if stateful => {
                 let message = "layers with a state are not computed again".to_owned();
                 let hint = "leave out `train.recompute`; shorter sequences need less memory too";
+                return Err(refuse("train.recompute", message, hint));
+            }
+            Some(Recompute::Layer) if model.dropout > 0.0 => {
+                let message = "layers with dropout are not computed again".to_owned();
+                let hint = "leave out `train.recompute` or `model.dropout`";
                 return Err(refuse("train.recompute", message, hint));
             }
             Some(Recompute::Layer) => lm.recompute_layers(),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
-    nn::{Backbone, BackboneConfig, BackboneState, MlpConfig},
+    nn::{Backbone, BackboneConfig, BackboneState, MlpConfig, dropout},
 };
 use ssm_train::config::Issue;
 
@@ -32,6 +32,9 @@ pub struct MambaLmConfig {
     /// The feed-forward part of every block. Default: absent, as in Mamba.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mlp: Option<MlpConfig>,
+    /// Share of the embedding, and of what each block adds to it, that training sets to zero, `[0, 1)`.
+    /// Default 0 (paper): for small corpora that are read many times.
+    pub dropout: f64,
 }
 
 impl Default for MambaLmConfig {
@@ -42,6 +45,7 @@ impl Default for MambaLmConfig {
             pad_vocab_to: 8,
             mixer: MixerConfig::Mamba(MambaConfig::default()),
             mlp: None,
+            dropout: 0.0,
         }
     }
 }
@@ -64,6 +68,10 @@ impl MambaLmConfig {
             && !(1..=65536).contains(&mlp.d_hidden)
         {
             issues.push(Issue::range("model.mlp.d_hidden", "1..=65536", mlp.d_hidden));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            let expected = "at least 0 and less than 1";
+            issues.push(Issue::range("model.dropout", expected, self.dropout));
         }
         if let Err(error) = self.mixer.validate(self.d_model) {
             // A configuration serialises to a table with one key, the name of the mixer.
@@ -97,9 +105,12 @@ impl MambaLmConfig {
             mixer: self.mixer.clone(),
             mlp: self.mlp.clone(),
         };
+        let mut backbone = backbone.init(init);
+        backbone.drop_outputs(self.dropout);
         MambaLm {
             embedding: Embedding { weight: Param::from_tensor(weight) },
-            backbone: backbone.init(init),
+            backbone,
+            dropout: self.dropout,
         }
     }
 }
@@ -115,6 +126,9 @@ impl MambaLmConfig {
 pub struct MambaLm {
     pub(super) embedding: Embedding,
     pub(super) backbone: Backbone,
+    /// Share of the embedding that training drops.
+    #[module(skip)]
+    dropout: f64,
 }
 
 impl MambaLm {
@@ -129,10 +143,21 @@ impl MambaLm {
         self.backbone.compute_in(dtype);
     }
 
+    /// What blocks and head compute in.
+    #[must_use]
+    pub fn activations(&self) -> FloatDType {
+        self.backbone.branches().unwrap_or_else(|| self.embedding.weight.dtype().into())
+    }
+
     /// Normed outputs of the last block from an empty past, `[batch, seq_len, d_model]`.
     #[must_use]
     pub fn hidden(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.backbone.forward(self.embedding.forward(tokens))
+        self.backbone.forward(self.embedded(tokens))
+    }
+
+    /// What the first block reads.
+    fn embedded(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        dropout(self.embedding.forward(tokens), self.dropout)
     }
 
     /// As [`MambaLm::hidden`], from `state` on, which receives the state after the last token. Where
@@ -144,7 +169,7 @@ impl MambaLm {
         resets: Option<Tensor<2, Bool>>,
         state: &mut BackboneState,
     ) -> Tensor<3> {
-        self.backbone.prefill(self.embedding.forward(tokens), resets, state)
+        self.backbone.prefill(self.embedded(tokens), resets, state)
     }
 
     /// The states before the first token.

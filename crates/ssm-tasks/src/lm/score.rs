@@ -21,6 +21,9 @@ use super::{
 /// Tokens that a model reads at once in an evaluation; longer sequences go through its state.
 const CHUNK: usize = 2048;
 
+/// Tokens of a batch of an evaluation, at most: four sequences of a million.
+const BATCH_TOKENS: usize = 1 << 22;
+
 /// Sums over the targets of a split.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scores {
@@ -150,15 +153,16 @@ pub(super) fn score(
     let tokenizer = &task.corpus.tokenizer;
     match &task.corpus.parts {
         Parts::MadeUp(made_up) => {
-            let (seed, len) = (task.settings.seed, len.unwrap_or(made_up.len()));
+            let trained = if split == Split::Valid { made_up.valid_len() } else { made_up.len() };
+            let (seed, len) = (task.settings.seed, len.unwrap_or(trained));
             let samples = made_up.samples();
             let (purpose, n) = match split {
                 Split::Train => (Purpose::Train, samples.valid),
                 Split::Valid => (Purpose::Valid, samples.valid),
                 Split::Test => (Purpose::Test, samples.n_test(len)),
             };
-            // Long sequences fill a batch sooner.
-            let batch_size = batch_size.min((1 << 18) / len).max(1);
+            // The host holds the tokens of a batch; the device only those of a chunk.
+            let batch_size = batch_size.min(BATCH_TOKENS / len).max(1);
             scores.add_all(model, None, batch_size, n, |index| {
                 made_up.example(len, false, &mut stream(seed, purpose, index))
             })?;

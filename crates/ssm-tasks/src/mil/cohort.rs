@@ -25,6 +25,19 @@ impl Bag {
     pub fn n_instances(&self) -> usize {
         self.features.len().checked_div(self.d_feature).unwrap_or(0)
     }
+
+    /// The bag with its instances in another order.
+    #[must_use]
+    pub fn reordered(&self, order: &[usize]) -> Self {
+        let rows = order.iter().map(|row| &self.features[row * self.d_feature..][..self.d_feature]);
+        let coords = self.coords.as_ref();
+        Self {
+            features: rows.flatten().copied().collect(),
+            d_feature: self.d_feature,
+            coords: coords.map(|coords| order.iter().map(|row| coords[*row]).collect()),
+            patch_size: self.patch_size,
+        }
+    }
 }
 
 /// What a model has to predict of a slide.
@@ -145,5 +158,24 @@ impl Cohort {
             Target::Class(class) => class,
             Target::Survival { event, .. } => usize::from(event),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reordered_bag_keeps_each_instance_with_its_place() {
+        let bag = Bag {
+            features: vec![0.0, 0.5, 1.0, 1.5, 2.0, 2.5],
+            d_feature: 2,
+            coords: Some(vec![[0.0, 9.0], [1.0, 8.0], [2.0, 7.0]]),
+            patch_size: Some(256.0),
+        };
+        let reordered = bag.reordered(&[2, 0, 1]);
+        assert_eq!(reordered.features, [2.0, 2.5, 0.0, 0.5, 1.0, 1.5]);
+        assert_eq!(reordered.coords, Some(vec![[2.0, 7.0], [0.0, 9.0], [1.0, 8.0]]));
+        assert_eq!(reordered.reordered(&[1, 2, 0]), bag);
     }
 }

@@ -33,9 +33,12 @@ pub struct MilOptions {
     /// Whether every feature is brought to mean 0 and variance 1 over the training instances of the
     /// fold. Default false; true for the classic sets.
     pub standardise: bool,
+    /// Whether training reads the instances of a bag in another random order every time, for data
+    /// whose instances have none; evaluation keeps that of the file. Default false.
+    pub shuffle_instances: bool,
     /// Time bins of survival, 2..=64. Default 4 (published).
     pub n_bins: usize,
-    /// Resamples behind each confidence interval, 100..=1000000. Default 1000.
+    /// Resamples of patients behind each confidence interval, 100..=1000000. Default 1000.
     pub bootstrap: usize,
     /// How folds are made where the data brings none.
     pub split: SplitOptions,
@@ -47,6 +50,7 @@ impl Default for MilOptions {
             select: Select::Loss,
             class_weighted: false,
             standardise: false,
+            shuffle_instances: false,
             n_bins: 4,
             bootstrap: 1000,
             split: SplitOptions::default(),

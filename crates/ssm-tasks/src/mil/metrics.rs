@@ -201,9 +201,11 @@ pub fn auc(scores: &[f64], positive: &[bool]) -> Score {
     Ok((rank_sum - p * (p + 1.0) / 2.0) / (p * n))
 }
 
-/// Percentile bootstrap interval of 95% for a score of `n` samples, drawn with replacement.
+/// Percentile bootstrap interval of 95% for a score: groups of samples are drawn with replacement, as
+/// many as there are.
 ///
-/// Resamples for which the score is undefined are left out.
+/// Slides of one patient resemble each other, so they are a group: drawn one by one they would make
+/// the interval too narrow. Resamples for which the score is undefined are left out.
 ///
 /// # Errors
 /// If the score is undefined for more than half of the resamples.
@@ -211,7 +213,7 @@ pub fn auc(scores: &[f64], positive: &[bool]) -> Score {
 /// # Source
 /// Efron 1979; quantiles with linear interpolation, as numpy's default.
 pub fn bootstrap(
-    n: usize,
+    groups: &[Vec<usize>],
     n_resamples: usize,
     seed: u64,
     mut score: impl FnMut(&[usize]) -> Score,
@@ -219,8 +221,8 @@ pub fn bootstrap(
     let mut rng = stream(seed, Purpose::Bootstrap, 0);
     let mut scores: Vec<f64> = (0..n_resamples)
         .filter_map(|_| {
-            let samples: Vec<usize> = (0..n).map(|_| below(&mut rng, n)).collect();
-            score(&samples).ok()
+            let drawn = groups.iter().map(|_| &groups[below(&mut rng, groups.len())]);
+            score(&drawn.flatten().copied().collect::<Vec<_>>()).ok()
         })
         .collect();
     if scores.len() * 2 < n_resamples || scores.is_empty() {
@@ -244,6 +246,10 @@ pub fn quantile(sorted: &[f64], share: f64) -> f64 {
 mod tests {
     use super::*;
 
+    fn singly(n: usize) -> Vec<Vec<usize>> {
+        (0..n).map(|sample| vec![sample]).collect()
+    }
+
     #[test]
     fn ties_count_half() {
         assert_eq!(auc(&[0.1, 0.5, 0.5, 0.9], &[false, true, false, true]), Ok(0.875));
@@ -263,7 +269,7 @@ mod tests {
         let none = Predictions { n_classes: 3, ..Predictions::default() };
         assert_eq!(none.accuracy(), Err("no sample".into()));
         assert_eq!(none.auc(), Err("class 0: no positive sample".into()));
-        assert!(bootstrap(2, 100, 1, |samples| one.select(samples).auc()).is_err());
+        assert!(bootstrap(&singly(2), 100, 1, |samples| one.select(samples).auc()).is_err());
     }
 
     #[test]
@@ -275,11 +281,39 @@ mod tests {
         });
         let all = Predictions { n_classes: 2, probabilities: probabilities.collect(), truth };
         let interval =
-            |seed| bootstrap(200, 500, seed, |samples| all.select(samples).auc()).unwrap();
+            |seed| bootstrap(&singly(200), 500, seed, |samples| all.select(samples).auc()).unwrap();
         let ((low, high), auc) = (interval(1), all.auc().unwrap());
         assert!(low < auc && auc < high && high - low < 0.2, "{low} {auc} {high}");
         assert_eq!(interval(1), interval(1));
         assert_ne!(interval(1), interval(2));
+    }
+
+    #[test]
+    fn samples_of_a_group_are_drawn_together() {
+        let groups = [vec![0, 1, 2], vec![3], vec![4, 5]];
+        let mut sizes = std::collections::BTreeSet::new();
+        let count = |samples: &[usize]| {
+            let of = |group: &[usize]| samples.iter().filter(|s| group.contains(s)).count();
+            assert!(groups.iter().all(|group| of(group) % group.len() == 0), "{samples:?}");
+            sizes.insert(samples.len());
+            Ok(samples.len() as f64)
+        };
+        let (low, high) = bootstrap(&groups, 1000, 1, count).unwrap();
+        assert_eq!(sizes, (3..=9).collect());
+        assert_eq!((low, high), (3.0, 9.0));
+        // As wide as the spread of twenty patients with ten equal slides each, not of 200 slides.
+        let truth: Vec<usize> = (0..200).map(|slide| slide / 10 % 3 / 2).collect();
+        let right = |samples: &[usize]| {
+            let n = samples.iter().filter(|slide| truth[**slide] == 1).count();
+            Ok(n as f64 / samples.len() as f64)
+        };
+        let patients: Vec<Vec<usize>> =
+            (0..20).map(|patient| (patient * 10..patient * 10 + 10).collect()).collect();
+        let width = |(low, high): (f64, f64)| high - low;
+        let by_patient = width(bootstrap(&patients, 2000, 1, right).unwrap());
+        let by_slide = width(bootstrap(&singly(200), 2000, 1, right).unwrap());
+        let ratio = by_patient / by_slide;
+        assert!((2.5..4.0).contains(&ratio), "{ratio}, expected about the root of 10");
     }
 
     #[test]

@@ -222,7 +222,8 @@ impl Task for MilTask {
         let order = self.order(epoch);
         let start = place as usize * self.settings.batch_size;
         let slides = &order[start..order.len().min(start + self.settings.batch_size)];
-        let bags = slides.iter().map(|&slide| Ok((slide, self.bag(slide)?)));
+        let samples = slides.iter().zip(epoch * order.len() as u64 + start as u64..);
+        let bags = samples.map(|(&slide, sample)| Ok((slide, self.training_bag(slide, sample)?)));
         Ok(BagBatch(bags.collect::<Result<_, Error>>()?))
     }
 
@@ -230,7 +231,7 @@ impl Task for MilTask {
         let device = model.device();
         let weight = batch.0.len() as f64;
         let losses = batch.0.into_iter().map(|(slide, bag)| {
-            let logits = model.forward(instances(&bag, &device)).logits;
+            let logits = model.forward(instances(bag, &device)).logits;
             self.loss_of(logits, slide)
         });
         let sum = losses.reduce(|sum, loss| sum + loss);
@@ -286,11 +287,25 @@ impl MilTask {
         })
     }
 
+    /// The instances of a slide as training reads them, `sample` bags after its start.
+    fn training_bag(&self, slide: usize, sample: u64) -> Result<Arc<Bag>, Error> {
+        let bag = self.bag(slide)?;
+        if !self.options.shuffle_instances {
+            return Ok(bag);
+        }
+        let mut order: Vec<usize> = (0..bag.n_instances()).collect();
+        shuffle(&mut order, &mut stream(self.seed_of_fold(), Purpose::Instances, sample));
+        Ok(Arc::new(bag.reordered(&order)))
+    }
+
+    /// Every fold of a seed has random numbers of its own.
+    fn seed_of_fold(&self) -> u64 {
+        self.settings.seed ^ ((self.settings.fold as u64) << 32)
+    }
+
     /// Training slides in the order of an epoch.
     fn order(&self, epoch: u64) -> Vec<usize> {
-        // Every fold of a seed has an order of its own.
-        let seed = self.settings.seed ^ ((self.settings.fold as u64) << 32);
-        let mut rng = stream(seed, Purpose::Order, epoch);
+        let mut rng = stream(self.seed_of_fold(), Purpose::Order, epoch);
         let train = &self.fold.train;
         if !self.options.class_weighted {
             let mut order = train.clone();
@@ -322,10 +337,10 @@ impl MilTask {
     }
 }
 
-/// `[n_instances, d_feature]` on a device.
-fn instances(bag: &Bag, device: &Device) -> Tensor<2> {
+/// `[n_instances, d_feature]` on a device. A bag that came from a file is not copied for it.
+fn instances(bag: Arc<Bag>, device: &Device) -> Tensor<2> {
     let shape = [bag.n_instances(), bag.d_feature];
-    Tensor::from_data(TensorData::new(bag.features.clone(), shape), device)
+    Tensor::from_data(TensorData::new(Arc::unwrap_or_clone(bag).features, shape), device)
 }
 
 /// The model with fresh parameters, which every fold draws for itself.

@@ -45,7 +45,7 @@ pub(super) fn read(artifacts: &Artifacts, model: &BagModel, path: &Path) -> Resu
         Some(scaler) => scaler.apply(bag.clone()),
         None => bag.clone(),
     };
-    let said = ask(model, &standardised, &model.device())?;
+    let said = ask(model, standardised, &model.device())?;
     Ok(Reading { bag, said })
 }
 

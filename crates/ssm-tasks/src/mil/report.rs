@@ -1,5 +1,7 @@
 //! What a fold, and all folds together, have to show.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use ssm_train::{
     error::Error,
@@ -61,7 +63,8 @@ pub(super) fn conclude(task: &MilTask, model: &BagModel) -> Result<Outcome, Erro
     };
     let fold = task.settings.fold;
     let title = format!("Test scores of {} on {}, fold {fold}", task.model, task.cohort.name);
-    let rows = intervals(&scored, scores, task.options.bootstrap, task.settings.seed);
+    let patients = by_patient(details.samples.iter());
+    let rows = intervals(&scored, scores, &patients, task.options.bootstrap, task.settings.seed);
     let mut tables = vec![score_table(title, rows)];
     let mut metrics = scored.metrics();
     if let Some(value) = oracle(task, &scored) {
@@ -136,18 +139,33 @@ fn samples(task: &MilTask, scored: &Scored) -> Vec<Sample> {
     }
 }
 
+/// Positions of the samples of each patient.
+fn by_patient<'a>(samples: impl Iterator<Item = &'a Sample>) -> Vec<Vec<usize>> {
+    let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut patients: Vec<Vec<usize>> = Vec::new();
+    for (position, sample) in samples.enumerate() {
+        let place = *places.entry(&sample.case).or_insert_with(|| {
+            patients.push(Vec::new());
+            patients.len() - 1
+        });
+        patients[place].push(position);
+    }
+    patients
+}
+
 /// A score with its 95% interval, as text.
 type Row = [String; 3];
 
 fn intervals(
     scored: &Scored,
     scores: Vec<(&'static str, Score)>,
+    patients: &[Vec<usize>],
     n_resamples: usize,
     seed: u64,
 ) -> Vec<Row> {
     let interval = |name: &str| match scored {
         Scored::Classes { predictions, losses, .. } => {
-            bootstrap(predictions.truth.len(), n_resamples, seed, |samples| {
+            bootstrap(patients, n_resamples, seed, |samples| {
                 let drawn = predictions.select(samples);
                 match name {
                     "accuracy" => drawn.accuracy(),
@@ -158,9 +176,9 @@ fn intervals(
                 }
             })
         }
-        Scored::Survival { patients, losses, .. } => {
-            bootstrap(patients.len(), n_resamples, seed, |samples| match name {
-                "c_index" => concordance(&samples.iter().map(|i| patients[*i]).collect::<Vec<_>>()),
+        Scored::Survival { patients: followed, losses, .. } => {
+            bootstrap(patients, n_resamples, seed, |samples| match name {
+                "c_index" => concordance(&samples.iter().map(|i| followed[*i]).collect::<Vec<_>>()),
                 _ => Ok(samples.iter().map(|i| losses[*i]).sum::<f64>() / samples.len() as f64),
             })
         }
@@ -183,9 +201,10 @@ fn score_table(title: String, rows: Vec<Row>) -> Table {
         title,
         columns: ["score", "value", "95% interval"].map(str::to_owned).to_vec(),
         rows: rows.into_iter().map(Vec::from).collect(),
-        note: "Intervals: bootstrap over slides, percentiles. f1: mean over classes. auc: of the \
+        note:
+            "Intervals: bootstrap over patients, percentiles. f1: mean over classes. auc: of the \
                second class, or the mean of one class against the rest."
-            .to_owned(),
+                .to_owned(),
     }
 }
 
@@ -339,7 +358,8 @@ pub(super) fn combine(
             losses: losses(first),
             predictions: first.clone(),
         };
-        let rows = intervals(&scores, scores.scores(), options.bootstrap, 0);
+        let samples = repeats[0].iter().flat_map(|details| &details.samples);
+        let rows = intervals(&scores, scores.scores(), &by_patient(samples), options.bootstrap, 0);
         let title = "All test predictions of the first repeat together".to_owned();
         outcome.tables.push(score_table(title, rows));
     }

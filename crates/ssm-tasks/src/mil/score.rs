@@ -1,5 +1,7 @@
 //! From a model and a split to predictions, and from these to scores.
 
+use std::sync::Arc;
+
 use burn::tensor::Device;
 use ssm_train::{
     error::Error,
@@ -22,7 +24,7 @@ pub(super) struct Said {
 }
 
 /// Applies a model to one bag.
-pub(super) fn ask(model: &BagModel, bag: &Bag, device: &Device) -> Result<Said, Error> {
+pub(super) fn ask(model: &BagModel, bag: Arc<Bag>, device: &Device) -> Result<Said, Error> {
     let failed = |reason: String| Error::Device {
         device: format!("{device:?}"),
         message: reason,
@@ -63,7 +65,7 @@ pub(super) fn score(task: &MilTask, model: &BagModel, split: Split) -> Result<Sc
     let mut predictions = Predictions { n_classes, ..Predictions::default() };
     let mut patients = Vec::new();
     for &slide in &slides {
-        let said = ask(model, &*task.bag(slide)?, &device)?;
+        let said = ask(model, task.bag(slide)?, &device)?;
         match task.cohort.slides[slide].target {
             Target::Class(class) => {
                 let probabilities = softmax(&said.logits);

@@ -28,6 +28,8 @@ pub enum Purpose {
     Bootstrap,
     /// Data that is made up.
     Synthesis,
+    /// The order of instances in a training bag.
+    Instances,
 }
 
 /// Random numbers as a pure function of the arguments.

@@ -269,6 +269,33 @@ fn an_epoch_visits_every_training_bag_once_and_folds_differ() {
 }
 
 #[test]
+fn instances_are_shuffled_in_training_alone_and_anew_in_every_epoch() {
+    if !data_is_here() {
+        return;
+    }
+    let (plain, model) = musk1(&options(""), 4, 1).unwrap();
+    let (shuffled, _) = musk1(&options("shuffle_instances = true"), 4, 1).unwrap();
+    let n = plain.batches_per_epoch();
+    let losses = |task: &MilTask, epoch: u64| -> Vec<f32> {
+        let batches = (epoch * n..(epoch + 1) * n).map(|index| task.batch(index).unwrap());
+        batches.flat_map(|batch| values(task.loss(&model, batch).mean)).collect()
+    };
+    // The model reads in order. Bags come in the same order with and without; most have two to five
+    // instances, which now and then come as they were.
+    let differing = losses(&plain, 0).into_iter().zip(losses(&shuffled, 0)).filter(|(a, b)| a != b);
+    let n_differing = differing.count();
+    assert!(n_differing as f64 > 0.5 * n as f64, "{n_differing} of {n} bags");
+    assert_eq!(losses(&shuffled, 1), losses(&shuffled, 1));
+    let sum = |losses: Vec<f32>| losses.into_iter().map(f64::from).sum::<f64>();
+    assert_ne!(sum(losses(&shuffled, 0)), sum(losses(&shuffled, 1)));
+    for split in [Split::Train, Split::Valid, Split::Test] {
+        let [plain, shuffled] =
+            [&plain, &shuffled].map(|task| task.evaluate(&model, split).unwrap());
+        assert_eq!(plain, shuffled);
+    }
+}
+
+#[test]
 fn a_score_that_a_data_set_cannot_have_does_not_select() {
     if !data_is_here() {
         return;

@@ -4,15 +4,24 @@
 //! sums of gradients are added up, and each applies the same update. Replica 0 leads: it alone
 //! evaluates, logs and saves, and tells the others which step comes next.
 //!
-//! | file | who takes part |
-//! |---|---|
-//! | `threads.rs` | threads of this process, each with a device of its own |
+//! | file | who takes part | how gradients are added up |
+//! |---|---|---|
+//! | `threads.rs` | threads of this process, each with a device of its own | in the memory of the host |
+//! | `nccl.rs` | the same on CUDA | by NCCL, on the devices |
+//! | `mpi.rs` | processes that `mpirun` started, on one machine or several | in the memory of the first |
 
+#[cfg(feature = "mpi")]
+mod mpi;
+mod nccl;
 mod threads;
 
 use std::{ops::Range, sync::MutexGuard};
 
-pub(crate) use self::threads::Threads;
+use burn::tensor::Tensor;
+
+#[cfg(feature = "mpi")]
+pub(crate) use self::mpi::{Mpi, Processes};
+pub(crate) use self::threads::{Room, Threads};
 use crate::error::Error;
 
 /// One replica's way to the others. Every replica makes the same calls in the same order.
@@ -41,9 +50,56 @@ pub(crate) trait Collective {
     /// Tells the others that this one cannot go on.
     fn abort(&self, reason: &str);
 
-    /// Held while a replica computes, where replicas cannot do so at the same time.
+    /// Held while a replica draws random numbers, where all have one generator.
     fn turn(&self) -> Option<MutexGuard<'_, ()>> {
         None
+    }
+
+    /// A signal that asked another replica to stop, where they are processes of their own.
+    fn signal(&self) -> Option<i32> {
+        None
+    }
+
+    /// How gradients are added up; empty where nothing is.
+    fn route(&self) -> &'static str {
+        ""
+    }
+
+    /// Whether gradients are added up by [`Collective::sum_on_devices`], without the host.
+    fn is_on_devices(&self) -> bool {
+        false
+    }
+
+    /// The sums over all replicas of rows that lie on their devices, equally many and equally long,
+    /// with the same bits at each of them. A row is under way while the next one is made.
+    ///
+    /// What a device cannot do shows when a sum is read. A replica that is gone without [`abort`]
+    /// is waited for without end.
+    ///
+    /// [`abort`]: Collective::abort
+    fn sum_on_devices(&self, rows: &mut dyn Iterator<Item = Tensor<1>>) -> Vec<Tensor<1>> {
+        rows.collect()
+    }
+}
+
+/// What a replica brings to a meeting, and what all of them came to.
+#[derive(Clone, Default)]
+struct Part {
+    values: Vec<f32>,
+    numbers: Vec<f64>,
+    bytes: Vec<u8>,
+}
+
+impl Part {
+    /// With that of the next replica. Numbers are added up, bytes are those of the first to have any.
+    fn and(mut self, next: Self) -> Self {
+        if self.values.is_empty() {
+            self.values = next.values;
+        } else {
+            self.values.iter_mut().zip(&next.values).for_each(|(sum, value)| *sum += value);
+        }
+        self.numbers.iter_mut().zip(&next.numbers).for_each(|(sum, number)| *sum += number);
+        Self { bytes: if self.bytes.is_empty() { next.bytes } else { self.bytes }, ..self }
     }
 }
 

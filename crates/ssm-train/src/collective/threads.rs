@@ -2,16 +2,10 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::Collective;
-use crate::error::Error;
+use burn::tensor::{Device, Tensor};
 
-/// What a replica brings to a meeting.
-#[derive(Clone, Default)]
-struct Part {
-    values: Vec<f32>,
-    numbers: Vec<f64>,
-    bytes: Vec<u8>,
-}
+use super::{Collective, Part, nccl};
+use crate::error::Error;
 
 #[derive(Default)]
 struct Table {
@@ -23,10 +17,22 @@ struct Table {
     gone: Option<(usize, String)>,
 }
 
-struct Room {
+/// Where threads meet.
+pub(crate) struct Room {
     table: Mutex<Table>,
     changed: Condvar,
-    turn: Option<Mutex<()>>,
+    /// Every backend has one generator of random numbers for the whole process.
+    turn: Mutex<()>,
+    /// Where NCCL adds up what lies on them: those of all threads.
+    devices: Vec<Device>,
+}
+
+impl Room {
+    /// Who is gone, as an error for the others.
+    pub(crate) fn gone(&self, size: usize) -> Option<Error> {
+        let gone = lock(&self.table).gone.clone();
+        gone.map(|(rank, message)| Error::Replica { rank, size, message })
+    }
 }
 
 /// The place of one thread.
@@ -37,16 +43,22 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// One place for each of `size` threads. With `in_turns` they compute one after the other: the
-    /// backends of a processor draw random numbers from one generator for the whole process.
-    pub(crate) fn places(size: usize, in_turns: bool) -> Vec<Self> {
+    /// One place for each of `size` threads. With `devices`, one for each, gradients are added up on
+    /// them, without they go through the memory of the host.
+    pub(crate) fn places(size: usize, devices: Vec<Device>) -> Vec<Self> {
         let table = Table { parts: vec![None; size], ..Table::default() };
         let room = Arc::new(Room {
             table: Mutex::new(table),
             changed: Condvar::new(),
-            turn: in_turns.then(Mutex::default),
+            turn: Mutex::default(),
+            devices,
         });
         (0..size).map(|rank| Self { room: room.clone(), rank, size }).collect()
+    }
+
+    /// Where this one meets the others.
+    pub(crate) fn room(&self) -> Arc<Room> {
+        self.room.clone()
     }
 
     /// Puts a part on the table and waits for the others'.
@@ -57,7 +69,7 @@ impl Threads {
         if table.gone.is_none() && table.parts.iter().all(Option::is_some) {
             // In the order of the replicas, whoever came last.
             let parts = table.parts.iter_mut().filter_map(Option::take);
-            table.result = Arc::new(parts.reduce(add).unwrap_or_default());
+            table.result = Arc::new(parts.reduce(Part::and).unwrap_or_default());
             table.meetings += 1;
             self.room.changed.notify_all();
         }
@@ -73,16 +85,6 @@ impl Threads {
         }
         Ok(table.result.clone())
     }
-}
-
-fn add(mut sum: Part, part: Part) -> Part {
-    if sum.values.is_empty() {
-        sum.values = part.values;
-    } else {
-        sum.values.iter_mut().zip(&part.values).for_each(|(sum, value)| *sum += value);
-    }
-    sum.numbers.iter_mut().zip(&part.numbers).for_each(|(sum, number)| *sum += number);
-    Part { bytes: if sum.bytes.is_empty() { part.bytes } else { sum.bytes }, ..sum }
 }
 
 /// What a panicking thread leaves on the table is whole: nothing in between can panic.
@@ -119,7 +121,19 @@ impl Collective for Threads {
     }
 
     fn turn(&self) -> Option<MutexGuard<'_, ()>> {
-        self.room.turn.as_ref().map(lock)
+        Some(lock(&self.room.turn))
+    }
+
+    fn route(&self) -> &'static str {
+        if self.is_on_devices() { nccl::ROUTE } else { "host memory" }
+    }
+
+    fn is_on_devices(&self) -> bool {
+        !self.room.devices.is_empty()
+    }
+
+    fn sum_on_devices(&self, rows: &mut dyn Iterator<Item = Tensor<1>>) -> Vec<Tensor<1>> {
+        nccl::sum(rows, &self.room.devices)
     }
 }
 
@@ -138,7 +152,7 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_all_in_their_order() {
-        let places = Threads::places(3, false);
+        let places = Threads::places(3, Vec::new());
         std::thread::scope(|scope| {
             for place in places {
                 scope.spawn(move || {
@@ -162,7 +176,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_one_that_panicked() {
-        let mut places = Threads::places(2, false).into_iter();
+        let mut places = Threads::places(2, Vec::new()).into_iter();
         let (first, second) = (places.next().unwrap(), places.next().unwrap());
         let thread = std::thread::spawn(move || {
             let _place = second;

@@ -297,11 +297,19 @@ fn push(curve: &mut Vec<(f64, f64)>, point: (f64, f64)) {
     }
 }
 
+/// Values that differ by more than this factor are drawn on a logarithmic axis.
+const DECADES: f64 = 100.0;
+
+/// Narrowest chart with a label in the middle of its lower edge.
+const WIDE: u16 = 40;
+
 fn chart(frame: &mut Frame<'_>, area: Rect, title: &str, points: &[(f64, f64)], colour: Color) {
     let range = |values: &mut dyn Iterator<Item = f64>| {
-        let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
             (low.min(value), high.max(value))
-        });
+        })
+    };
+    let with_room = |(low, high): (f64, f64)| {
         if low > high {
             return [0.0, 1.0];
         }
@@ -309,23 +317,37 @@ fn chart(frame: &mut Frame<'_>, area: Rect, title: &str, points: &[(f64, f64)], 
         let room = if high > low { 0.0 } else { (high.abs() * 0.05).max(0.5) };
         [low - room, high + room]
     };
-    let x = range(&mut points.iter().map(|point| point.0));
-    let y = range(&mut points.iter().map(|point| point.1));
-    let labels = |ends: [f64; 2], digits: usize| {
-        [ends[0], ends[0].midpoint(ends[1]), ends[1]].map(|value| format!("{value:.digits$}"))
+    let between = |ends: [f64; 2]| [ends[0], ends[0].midpoint(ends[1]), ends[1]];
+    let (lowest, highest) = range(&mut points.iter().map(|point| point.1));
+    let logarithmic = lowest > 0.0 && highest > lowest * DECADES;
+    let drawn: Vec<(f64, f64)> = if logarithmic {
+        points.iter().map(|(x, y)| (*x, y.log10())).collect()
+    } else {
+        points.to_vec()
     };
+    let x = with_room(range(&mut drawn.iter().map(|point| point.0)));
+    let y = with_room(range(&mut drawn.iter().map(|point| point.1)));
+    let y_labels = between(y).map(|value| match logarithmic {
+        true => format!("{:.1e}", 10_f64.powf(value)),
+        false if y[1] < 100.0 => format!("{value:.3}"),
+        false => format!("{value:.1}"),
+    });
+    let mut x_labels = between(x).map(|value| format!("{value:.0}")).to_vec();
+    if area.width < WIDE {
+        x_labels.remove(1);
+    }
     let dataset = Dataset::default()
         .marker(Marker::Braille)
         .graph_type(GraphType::Line)
         .style(Style::new().fg(colour))
-        .data(points);
+        .data(&drawn);
     let axis = || Axis::default().style(Style::new().dim());
-    let digits = if y[1] < 100.0 { 3 } else { 1 };
+    let title = if logarithmic { format!("{title}, logarithmic") } else { title.to_owned() };
     frame.render_widget(
         Chart::new(vec![dataset])
-            .block(Block::bordered().title(title.to_owned()))
-            .x_axis(axis().bounds(x).labels(labels(x, 0)))
-            .y_axis(axis().bounds(y).labels(labels(y, digits))),
+            .block(Block::bordered().title(title))
+            .x_axis(axis().bounds(x).labels(x_labels))
+            .y_axis(axis().bounds(y).labels(y_labels)),
         area,
     );
 }
@@ -373,6 +395,15 @@ mod tests {
             "step 50/100: validation",
             "save and stop",
         ] {
+            assert!(text.contains(shown), "no `{shown}` in\n{text}");
+        }
+        // Over four decades a curve on a plain axis is a corner.
+        for done in 61..=90 {
+            state.step(&StepNumbers { done, loss: 1e-5, lr: 1e-3, grad_norm: 0.5 });
+        }
+        terminal.draw(|frame| state.draw(frame)).unwrap();
+        let text = terminal.backend().to_string();
+        for shown in ["training loss, logarithmic", "9.1e-2", "1.0e-5"] {
             assert!(text.contains(shown), "no `{shown}` in\n{text}");
         }
         // Nothing to show yet, and hardly any room to do so.

@@ -17,7 +17,7 @@ use crate::{
     gradients::{Accumulation, Gradient, is_host},
     optim,
     plan::{Plan, micro_batch_seed},
-    task::Task,
+    task::{Task, TaskConfig},
 };
 
 /// Data, device and optimiser of a replica, and its way to the others.
@@ -29,6 +29,8 @@ pub(super) struct Replica<'a, T: Task> {
     pub(super) optimizer: ModuleOptimizer,
     pub(super) collective: Rc<dyn Collective>,
     on_host: bool,
+    /// Whether a replica must not be disturbed by others while it computes a loss.
+    in_turns: bool,
 }
 
 impl<'a, T: Task> Replica<'a, T> {
@@ -49,33 +51,56 @@ impl<'a, T: Task> Replica<'a, T> {
         let optimizer = optim::build(&config.optim, &model, &device);
         let on_host = is_host(&device);
         drop(turn);
-        Ok((Self { config, task, device, plan, optimizer, collective, on_host }, model))
+        let in_turns = on_host || T::Config::draws_numbers(&config.model);
+        let replica = Self { config, task, device, plan, optimizer, collective, on_host, in_turns };
+        Ok((replica, model))
     }
 
     /// Gradient of a step over all replicas. Random numbers are those of the micro-batch, whatever
     /// came before it and whoever computes it.
     pub(super) fn differentiate(&self, model: &T::Model, step: u64) -> Result<Gradient, Error> {
         let batches = self.plan.micro_batches(step);
-        let (rank, size) = (self.collective.rank(), self.collective.size());
+        let collective = self.collective.as_ref();
+        let device_failed = |error: &ExecutionError| self.device_failed(error, step);
         let mut sum = Accumulation::new(batches.end - batches.start);
-        for index in share(&batches, rank, size) {
+        for index in share(&batches, collective.rank(), collective.size()) {
             let batch = in_span!("data", self.task.batch(index))?;
-            let _turn = self.collective.turn();
+            let turn = if self.in_turns { collective.turn() } else { None };
             let seed = self.config.run.seed;
             self.device.seed(micro_batch_seed(seed, step, index - batches.start));
-            let loss = in_span!("forward", self.task.loss(model, batch));
-            in_span!("backward", sum.add(model, loss));
-        }
-        if size > 1 {
-            let _span = tracing::trace_span!("collective").entered();
-            let numbers = sum.numbers().map_err(|error| self.device_failed(&error, step))?;
-            sum.share(model, numbers, self.collective.as_ref())?;
+            let loss = in_span!("forward", self.settled(|| self.task.loss(model, batch)));
+            // All random numbers are drawn. Replicas on processors share these, too.
+            let _turn = turn.filter(|_| self.on_host);
+            in_span!("backward", self.settled(|| sum.add(model, loss)));
         }
         let clip_norm = self.config.train.clip_norm;
-        let gradient = in_span!("norm", sum.finish(model, clip_norm, self.on_host))
-            .map_err(|error| self.device_failed(&error, step))?;
+        let gradient = if collective.is_on_devices() {
+            let begin = || sum.sum_on_devices(model, collective);
+            let rows = in_span!("collective", self.settled(begin))?;
+            let _span = tracing::trace_span!("norm").entered();
+            sum.finish_on_devices(rows, model, clip_norm, collective, device_failed)?
+        } else {
+            if collective.size() > 1 {
+                let _span = tracing::trace_span!("collective").entered();
+                let numbers = sum.numbers().map_err(|error| device_failed(&error))?;
+                sum.share(model, numbers, collective)?;
+            }
+            in_span!("norm", sum.finish(model, clip_norm, self.on_host))
+                .map_err(|error| device_failed(&error))?
+        };
         gradient.check_finite(model, step)?;
         Ok(gradient)
+    }
+
+    /// What `compute` returns. Where a profile is written, the device is waited for, so that a span is
+    /// as long as what is done in it and not as the time to hand it over.
+    pub(super) fn settled<R>(&self, compute: impl FnOnce() -> R) -> R {
+        let computed = compute();
+        if !self.on_host && tracing::span_enabled!(tracing::Level::TRACE) {
+            // A failure shows where the loss is read.
+            let _ = self.device.sync();
+        }
+        computed
     }
 
     /// Learning rate of a step.

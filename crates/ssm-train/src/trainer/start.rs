@@ -72,12 +72,21 @@ impl<'a, T: Task> Trainer<'a, T> {
             }
             info.sessions = origin.sessions;
         }
-        let session = Session::here(position.step, backend, config.device.index);
-        let changes = info.sessions.last().map(|last| resume::changed_route(last, &session));
-        for change in changes.into_iter().flatten() {
-            tracing::warn!("{change}");
+        let (size, route) = (replica.collective.size(), replica.collective.route());
+        let session = Session {
+            replicas: size,
+            gradients: route.to_owned(),
+            ..Session::here(position.step, backend, config.device.index)
+        };
+        if let Some(last) = info.sessions.last() {
+            for change in resume::changed_route(last, &session) {
+                tracing::warn!("{change}");
+            }
+            if let Some(change) = resume::changed_replicas(last, &session) {
+                tracing::info!("{change}");
+            }
         }
-        if replica.collective.size() > 1 {
+        if size > 1 {
             let start = Checkpoint::pack(&model, &replica.optimizer)?;
             replica.collective.broadcast(start)?;
         }
@@ -95,6 +104,9 @@ impl<'a, T: Task> Trainer<'a, T> {
                 precision.name()
             );
         }
+        if size > 1 {
+            tracing::info!("replicas: {size}, gradients through {route}");
+        }
         tracing::info!("run: `{}`, step {} of {}", path.display(), position.step, plan.total_steps);
         let mut progress =
             Progress::new(&config.run.name, plan.total_steps, position.step, &options.show);
@@ -102,7 +114,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             progress.best(replica.task.selection().metric, best.value);
         }
         let peak = device::peak_flops(&replica.device, precision);
-        let peak = peak.map(|peak| peak * replica.collective.size() as f64);
+        let peak = peak.map(|peak| peak * size as f64);
         let work = (replica.task.work(&model), peak);
         let trainer = Self {
             config,

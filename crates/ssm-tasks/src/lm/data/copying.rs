@@ -26,8 +26,11 @@ use crate::lm::{
 pub struct CopyingConfig {
     /// Longest string of the training, 1..=16777216. Default 64.
     pub len: usize,
-    /// Shortest string of the training, 1 to `len`; lengths are uniform between the two. Default 1.
+    /// Shortest string of the training, 1 to `len`. Default 1.
     pub min_len: usize,
+    /// How often a length is drawn: `"uniform"` (default), or `"inverse"`, in inverse proportion to it,
+    /// so that strings of every length have the same share of the targets.
+    pub lengths: Lengths,
     /// Tokens in all, separator included, 3..=65536. Default 27: letters and the separator.
     pub n_vocab: usize,
     /// Lengths of strings to test. Default: the longest of the training.
@@ -36,10 +39,37 @@ pub struct CopyingConfig {
     pub samples: Samples,
 }
 
+/// How often a length is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Lengths {
+    /// All as often as each other.
+    #[default]
+    Uniform,
+    /// In inverse proportion to the length.
+    Inverse,
+}
+
+impl Lengths {
+    /// A length from `min` to `max`.
+    fn draw(self, min: usize, max: usize, rng: &mut ChaCha8Rng) -> usize {
+        match self {
+            Self::Uniform => min + below(rng, max - min + 1),
+            // Accepts 1 / len of uniform draws, relative to the shortest.
+            Self::Inverse => loop {
+                let len = min + below(rng, max - min + 1);
+                if below(rng, len) < min {
+                    return len;
+                }
+            },
+        }
+    }
+}
+
 impl Default for CopyingConfig {
     fn default() -> Self {
         let (test_lens, samples) = (Vec::new(), Samples::default());
-        Self { len: 64, min_len: 1, n_vocab: 27, test_lens, samples }
+        Self { len: 64, min_len: 1, lengths: Lengths::Uniform, n_vocab: 27, test_lens, samples }
     }
 }
 
@@ -87,7 +117,7 @@ impl MadeUp for CopyingConfig {
     }
 
     fn example(&self, len: usize, training: bool, rng: &mut ChaCha8Rng) -> Example {
-        let len = if training { self.min_len + below(rng, len - self.min_len + 1) } else { len };
+        let len = if training { self.lengths.draw(self.min_len, len, rng) } else { len };
         let separator = self.n_vocab - 1;
         let string: Vec<u32> = (0..len).map(|_| below(rng, separator) as u32).collect();
         let mut inputs = string.clone();
@@ -119,5 +149,18 @@ mod tests {
         }
         assert_eq!(lens, (2..=9).collect());
         assert_eq!(task.example(5, false, &mut stream(4, Purpose::Test, 0)).inputs.len(), 10);
+    }
+
+    #[test]
+    fn with_inverse_lengths_every_length_has_the_same_share_of_the_targets() {
+        let mut targets = [0; 9];
+        let mut rng = stream(4, Purpose::Train, 0);
+        for _ in 0..20_000 {
+            let len = Lengths::Inverse.draw(2, 8, &mut rng);
+            targets[len] += len;
+        }
+        assert_eq!(targets[..2], [0, 0]);
+        let mean = targets.iter().sum::<usize>() / 7;
+        assert!(targets[2..].iter().all(|n| n.abs_diff(mean) < mean / 10), "{targets:?}");
     }
 }

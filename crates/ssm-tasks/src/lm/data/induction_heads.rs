@@ -28,6 +28,10 @@ pub struct InductionHeadsConfig {
     pub seq_len: usize,
     /// Tokens in all, the special one included, 3..=65536. Default 16 (paper).
     pub n_vocab: usize,
+    /// Length of validation sequences, 3..=16777216; a longer one selects the weights that keep what they
+    /// read for longer. Default: the trained one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_len: Option<usize>,
     /// Lengths to test. Default: the trained one.
     pub test_lens: Vec<usize>,
     /// How many sequences there are.
@@ -36,7 +40,8 @@ pub struct InductionHeadsConfig {
 
 impl Default for InductionHeadsConfig {
     fn default() -> Self {
-        Self { seq_len: 256, n_vocab: 16, test_lens: Vec::new(), samples: Samples::default() }
+        let (test_lens, samples) = (Vec::new(), Samples::default());
+        Self { seq_len: 256, n_vocab: 16, valid_len: None, test_lens, samples }
     }
 }
 
@@ -45,6 +50,9 @@ impl DataSet for InductionHeadsConfig {
         let mut issues = Vec::new();
         if !(3..=1 << 24).contains(&self.seq_len) {
             issues.push(Issue::range("seq_len", "3..=16777216", self.seq_len));
+        }
+        if let Some(len) = self.valid_len.filter(|len| !(3..=1 << 24).contains(len)) {
+            issues.push(Issue::range("valid_len", "3..=16777216", len));
         }
         if !(3..=65536).contains(&self.n_vocab) {
             issues.push(Issue::range("n_vocab", "3..=65536", self.n_vocab));
@@ -70,6 +78,10 @@ impl MadeUp for InductionHeadsConfig {
 
     fn len(&self) -> usize {
         self.seq_len
+    }
+
+    fn valid_len(&self) -> usize {
+        self.valid_len.unwrap_or(self.seq_len)
     }
 
     fn test_lens(&self) -> &[usize] {

@@ -126,7 +126,8 @@ impl ModelJson {
         let default = MambaConfig { dt_rank: None, ..mamba.clone() }.dt_rank(d_model);
         let dt_rank = mamba.dt_rank.filter(|rank| *rank != default);
         let mixer = MixerConfig::Mamba(MambaConfig { dt_rank, ..mamba });
-        let config = MambaLmConfig { d_model, n_layer, pad_vocab_to: 1, mixer, mlp: None };
+        let config =
+            MambaLmConfig { d_model, n_layer, pad_vocab_to: 1, mixer, ..MambaLmConfig::default() };
         match config.validate().first() {
             Some(issue) => Err(issue.to_string()),
             None => Ok(Self { config, layout, n_rows }),

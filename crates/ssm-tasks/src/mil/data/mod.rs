@@ -9,6 +9,7 @@ mod mnist_bags;
 mod neighbours;
 mod simulated_survival;
 mod slides;
+mod split_file;
 
 use std::path::PathBuf;
 

@@ -16,9 +16,9 @@ use ssm_train::{
     error::Error,
 };
 
-use super::DataSet;
+use super::{DataSet, split_file};
 use crate::{
-    data::{DataFile, KnownSet, read_named},
+    data::{DataFile, KnownSet, read, read_named},
     mil::{
         cohort::{Bags, Cohort, Part, Slide, Target},
         features,
@@ -62,6 +62,11 @@ pub struct SlidesConfig {
     /// that is not used. Default: none, folds are made.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub split_columns: Vec<String>,
+    /// One CSV file a given split, as CLAM and MambaMIL publish theirs: columns `train`, `val` (or
+    /// `valid`) and `test`, each with slides or patients one below the other. Beside the table, or
+    /// below a data directory. What none of them names is not used. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split_files: Vec<String>,
 }
 
 fn slide_id() -> String {
@@ -94,11 +99,15 @@ impl DataSet for SlidesConfig {
                 "expected either `label_column`, or `time_column` and `event_column`",
             ));
         }
+        if !self.split_columns.is_empty() && !self.split_files.is_empty() {
+            let message = "expected either `split_columns` or `split_files`, got both";
+            issues.push(Issue::new("split_files", message));
+        }
         issues
     }
 
     fn n_given_splits(&self) -> usize {
-        self.split_columns.len()
+        self.split_columns.len() + self.split_files.len()
     }
 
     fn load(&self, dirs: &[PathBuf]) -> Result<Cohort, Error> {
@@ -109,7 +118,13 @@ impl DataSet for SlidesConfig {
         let first = features::read(&paths[0])?;
         let classes = self.classes(&table)?;
         let given = self.split_columns.iter().map(|column| table.parts(column));
-        let given = given.collect::<Result<_, Error>>()?;
+        let mut given: Vec<Vec<Part>> = given.collect::<Result<_, Error>>()?;
+        let mut hashes = BTreeMap::from([(file.name(), file.sha256.clone())]);
+        for name in &self.split_files {
+            let file = read_beside(&file, name, dirs)?;
+            given.push(split_file::parts(&Table::parse(&file)?, &slides)?);
+            hashes.insert(file.name(), file.sha256.clone());
+        }
         Ok(Cohort {
             name: file.name(),
             slides,
@@ -117,7 +132,7 @@ impl DataSet for SlidesConfig {
             d_feature: first.d_feature,
             classes,
             given,
-            hashes: [(file.name(), file.sha256.clone())].into(),
+            hashes,
             ..Cohort::default()
         })
     }
@@ -249,10 +264,16 @@ impl SlidesConfig {
     }
 }
 
+/// A file beside the table, or wherever a user's file is looked for.
+fn read_beside(table: &DataFile, name: &str, dirs: &[PathBuf]) -> Result<DataFile, Error> {
+    let beside = table.path.parent().unwrap_or(Path::new(".")).join(name);
+    if beside.is_file() { read(&beside) } else { read_named(name, dirs) }
+}
+
 /// A CSV file in memory.
-struct Table<'a> {
+pub(super) struct Table<'a> {
     file: &'a DataFile,
-    header: Vec<String>,
+    pub(super) header: Vec<String>,
     rows: Vec<csv::StringRecord>,
 }
 
@@ -271,7 +292,7 @@ impl<'a> Table<'a> {
         row + 2
     }
 
-    fn column(&self, name: &str) -> Result<Vec<&str>, Error> {
+    pub(super) fn column(&self, name: &str) -> Result<Vec<&str>, Error> {
         let place = self.header.iter().position(|head| head == name).ok_or_else(|| {
             let message = format!("expected a column `{name}`, got `{}`", self.header.join("`, `"));
             self.file.error(message, None)
@@ -298,7 +319,7 @@ impl<'a> Table<'a> {
         self.file.error(format!("line {}: {message}", Self::line(row)), None)
     }
 
-    fn refuse_with(
+    pub(super) fn refuse_with(
         &self,
         row: usize,
         column: &str,

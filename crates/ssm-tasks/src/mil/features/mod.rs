@@ -54,9 +54,9 @@ pub fn read(path: &Path) -> Result<Bag, Error> {
     let contents = match ending.as_str() {
         "h5" | "hdf5" => h5::read(path)?,
         "pt" | "pth" => pt::read(path)?,
-        "safetensors" => safetensors::read(&data::read(path)?)?,
+        "safetensors" => safetensors::read(&data::read_unhashed(path)?)?,
         "npz" => {
-            let file = data::read(path)?;
+            let file = data::read_unhashed(path)?;
             let names = npy::npz_names(&file)?;
             let array = |key: &str| npz_array(&file, key);
             let coords = names.iter().any(|name| name == COORDS);
@@ -67,7 +67,7 @@ pub fn read(path: &Path) -> Result<Bag, Error> {
             }
         }
         "npy" => {
-            let file = data::read(path)?;
+            let file = data::read_unhashed(path)?;
             let array = npy::parse(&file.bytes).map_err(|reason| file.error(reason, None))?;
             Contents { features: array, ..Contents::default() }
         }
