@@ -19,7 +19,7 @@ config=configs/lm/mamba_130m.toml
 export NCCL_NVLS_ENABLE=0
 if ! ldconfig -p | grep -q 'libnccl\.so '; then
     found=$(ls -d /usr/lib/*/libnccl.so.2 /usr/local/*/lib*/libnccl.so.2 2>/dev/null | head -1 || true)
-    [ -n "$found" ] || found=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null)/lib/libnccl.so.2
+    [ -n "$found" ] || found=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null)/lib/libnccl.so.2 || true
     [ -e "$found" ] || found=$(find / -name 'libnccl.so.2' -not -path '/proc/*' 2>/dev/null | head -1)
     mkdir -p "$out/lib" && ln -sf "$found" "$out/lib/libnccl.so"
     export LD_LIBRARY_PATH="$out/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
@@ -126,12 +126,14 @@ fi
 if has seed; then
     echo "== another seed on one GPU, and all curves on one page"
     train seed1 1 8 1 "$steps" --set run.seed=1
+    # What two GPUs add up, one after the other on one: the same sums in the same order.
+    train same1 1 4 2 "$steps"
     runs=()
     for n in "${counts[@]}"; do runs+=("$out/gpus$n"); done
-    "$ssm" compare "${runs[@]}" "$out/seed1" --output "$out/curves.html"
+    "$ssm" compare "${runs[@]}" "$out/same1" "$out/seed1" --output "$out/curves.html"
     python3 - "$out" "${counts[@]}" <<'PY'
 import csv, json, sys
-out, runs = sys.argv[1], [f"gpus{n}" for n in sys.argv[2:]] + ["seed1"]
+out, runs = sys.argv[1], [f"gpus{n}" for n in sys.argv[2:]] + ["same1", "seed1"]
 curves = {}
 for run in runs:
     rows = map(json.loads, open(f"{out}/{run}/metrics.jsonl"))
@@ -141,9 +143,11 @@ with open(f"{out}/curves.csv", "w") as file:
     table.writerow(["step"] + runs)
     for step in sorted(curves["gpus1"]):
         table.writerow([step] + [f"{curves[run][step]:.6f}" for run in runs])
-for run in runs[1:]:
-    gaps = [abs(curves[run][s] - curves["gpus1"][s]) for s in curves["gpus1"]]
-    print(f"{run}: at most {max(gaps):.5f} nats from gpus1, {sum(gaps) / len(gaps):.5f} on average")
+pairs = [(run, "gpus1") for run in runs[1:]] + [("gpus2", "same1")] * ("gpus2" in runs)
+for run, other in pairs:
+    gaps = [abs(curves[run][s] - curves[other][s]) for s in curves[other]]
+    mean = sum(gaps) / len(gaps)
+    print(f"{run} and {other}: at most {max(gaps):.6f} nats apart, {mean:.6f} on average")
 PY
 fi
 
