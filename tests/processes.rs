@@ -116,8 +116,8 @@ fn under_way(desk: &Desk) -> (Child, Vec<u32>) {
     let leader: u32 = fs::read_to_string(desk.path("cut/lock")).unwrap().trim().parse().unwrap();
     let children = format!("/proc/{0}/task/{0}/children", job.id());
     let children = fs::read_to_string(children).unwrap();
-    let followers = children.split_whitespace().map(|pid| pid.parse().unwrap());
-    let mut pids: Vec<u32> = vec![leader];
+    let followers = children.split_whitespace().map(|pid| pid.parse::<u32>().unwrap());
+    let mut pids = vec![leader];
     pids.extend(followers.filter(|pid| *pid != leader));
     assert_eq!(pids.len(), 2);
     (job, pids)
@@ -192,7 +192,7 @@ fn mistakes_are_said_once() {
             "device.replicas=2",
             "`device.replicas`: expected 1 for processes that MPI started, got `2`",
         ),
-        ("train.stpes=2", "unknown field `stpes`"),
+        ("train.stpes=2", "unknown key `stpes`"),
     ] {
         let output = mpirun(&desk, 2, "x", &[setting]).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr);

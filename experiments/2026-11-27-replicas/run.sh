@@ -18,10 +18,12 @@ config=configs/lm/mamba_130m.toml
 # NVLink multicast stays off; NCCL is found by the name `libnccl.so`.
 export NCCL_NVLS_ENABLE=0
 if ! ldconfig -p | grep -q 'libnccl\.so '; then
-    found=$(ls -d /usr/lib/*/libnccl.so.2 /usr/local/*/lib*/libnccl.so.2 2>/dev/null | head -1 || true)
-    [ -n "$found" ] || found=$(python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0])' 2>/dev/null)/lib/libnccl.so.2
-    [ -e "$found" ] || found=$(find / -name 'libnccl.so.2' -not -path '/proc/*' 2>/dev/null | head -1)
-    mkdir -p "$out/lib" && ln -sf "$found" "$out/lib/libnccl.so"
+    found=$({
+        ls /usr/lib/*/libnccl.so.2 /usr/local/*/lib*/libnccl.so.2
+        python3 -c 'import nvidia.nccl as n; print(list(n.__path__)[0] + "/lib/libnccl.so.2")'
+        find / -xdev -name libnccl.so.2
+    } 2>/dev/null | head -1 || true)
+    mkdir -p "$out/lib" && ln -sf "${found:?no NCCL on this machine}" "$out/lib/libnccl.so"
     export LD_LIBRARY_PATH="$out/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
     echo "NCCL: $found"
 fi
@@ -49,7 +51,7 @@ train() {
         --set "device.replicas=$n" --set "data.shards.train=[{dir=\"$tokens\"}]" \
         --set "train.batch_size=$batch" --set "train.accumulate=$accumulate" --set "train.steps=$length" \
         --set train.eval_batch_size=4 --set "train.eval_every_steps=$length" --set log.every_steps=5 \
-        --set schedule.cosine.warmup_steps=20 --set "model.n_layer=${LAYERS:-24}" \
+        --set schedule.cosine.warmup_steps=8 --set "model.n_layer=${LAYERS:-24}" \
         ${PRECISION:+--set "train.precision=\"$PRECISION\""} "$@" > "$out/$name.log" 2>&1 || status=$?
     kill "$watcher"
     [ "$status" = 0 ] || { echo "$name: exit code $status"; tail -5 "$out/$name.log"; }
@@ -77,14 +79,14 @@ PY
 
 if has scale; then
     echo "== the same 8 x 2048 tokens a step; first a run that fills the caches of kernels"
-    train warm 1 8 1 10 && true
+    train warm 1 8 1 10
     echo "gpus  tokens/s  ms/step  efficiency  GiB of each"
     for n in "${counts[@]}"; do
         [ "$n" = 1 ] || train "warm$n" "$n" $((8 / n)) "$n" 10
         train "gpus$n" "$n" $((8 / n)) "$n" "$steps"
-        read -r tokens ms memory < <(rate "gpus$n")
-        [ "$n" != 1 ] || one=$tokens
-        awk -v n="$n" -v t="$tokens" -v o="$one" -v m="$ms" -v g="$memory" \
+        read -r speed ms memory < <(rate "gpus$n")
+        [ "$n" != 1 ] || one=$speed
+        awk -v n="$n" -v t="$speed" -v o="$one" -v m="$ms" -v g="$memory" \
             'BEGIN { printf "%4d  %8d  %7.1f  %9.1f%%  %s\n", n, t, m, 100 * t / o / n, g }' | tee -a "$out/scale.txt"
         grep -h 'replicas:' "$out/gpus$n.log" || true
     done
@@ -126,12 +128,14 @@ fi
 if has seed; then
     echo "== another seed on one GPU, and all curves on one page"
     train seed1 1 8 1 "$steps" --set run.seed=1
+    # What two GPUs add up, one after the other on one: the same sums in the same order.
+    train same1 1 4 2 "$steps"
     runs=()
     for n in "${counts[@]}"; do runs+=("$out/gpus$n"); done
-    "$ssm" compare "${runs[@]}" "$out/seed1" --output "$out/curves.html"
+    "$ssm" compare "${runs[@]}" "$out/same1" "$out/seed1" --output "$out/curves.html"
     python3 - "$out" "${counts[@]}" <<'PY'
 import csv, json, sys
-out, runs = sys.argv[1], [f"gpus{n}" for n in sys.argv[2:]] + ["seed1"]
+out, runs = sys.argv[1], [f"gpus{n}" for n in sys.argv[2:]] + ["same1", "seed1"]
 curves = {}
 for run in runs:
     rows = map(json.loads, open(f"{out}/{run}/metrics.jsonl"))
@@ -141,9 +145,11 @@ with open(f"{out}/curves.csv", "w") as file:
     table.writerow(["step"] + runs)
     for step in sorted(curves["gpus1"]):
         table.writerow([step] + [f"{curves[run][step]:.6f}" for run in runs])
-for run in runs[1:]:
-    gaps = [abs(curves[run][s] - curves["gpus1"][s]) for s in curves["gpus1"]]
-    print(f"{run}: at most {max(gaps):.5f} nats from gpus1, {sum(gaps) / len(gaps):.5f} on average")
+pairs = [(run, "gpus1") for run in runs[1:]] + [("gpus2", "same1")] * ("gpus2" in runs)
+for run, other in pairs:
+    gaps = [abs(curves[run][s] - curves[other][s]) for s in curves[other]]
+    mean = sum(gaps) / len(gaps)
+    print(f"{run} and {other}: at most {max(gaps):.6f} nats apart, {mean:.6f} on average")
 PY
 fi
 
