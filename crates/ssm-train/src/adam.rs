@@ -4,9 +4,11 @@
 //! over memory instead of about ten: at a million parameters the passes cost more than the maths.
 
 use burn::{
-    optim::{AdaptiveMomentumState, LearningRate, Optimizer},
+    optim::{LearningRate, Optimizer},
     tensor::{DType, Device, Tensor},
 };
+
+use crate::moments::Moments;
 
 /// Adam with bias correction, and weight decay of either kind.
 ///
@@ -77,7 +79,7 @@ impl Adam {
 }
 
 impl Optimizer for Adam {
-    type State<const D: usize> = AdaptiveMomentumState<D>;
+    type State<const D: usize> = Moments<D>;
 
     fn step<const D: usize>(
         &self,
@@ -86,8 +88,7 @@ impl Optimizer for Adam {
         grad: Tensor<D>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let state = state
-            .unwrap_or_else(|| AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()));
+        let state = state.unwrap_or_else(|| Moments::new(0, grad.zeros_like(), grad.zeros_like()));
         let time = state.time + 1;
         let factors = self.factors(lr, time);
         let tensors = [tensor, state.moment_1, state.moment_2];
@@ -97,7 +98,7 @@ impl Optimizer for Adam {
         } else {
             factors.step_tensors(tensors, grad)
         };
-        (tensor, Some(AdaptiveMomentumState::new(time, moment_1, moment_2)))
+        (tensor, Some(Moments::new(time, moment_1, moment_2)))
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
