@@ -157,5 +157,4 @@ queue gpu $((PER_DEVICE * n_devices)) &
 queue cpu "$JOBS" &
 wait
 python3 "$here/summary.py" "$OUT" | tee "$OUT/summary.txt"
-(cd "$OUT" && for run in runs/*/; do cp "$run/metrics.jsonl" "$(basename "$run").jsonl" 2> /dev/null || true; done)
-tar -C "$OUT" -czf "$OUT/results.tar.gz" --exclude runs --exclude results.tar.gz .
+(cd "$OUT" && tar -czf results.tar.gz --exclude checkpoints runs ./*.txt ./*.log)

@@ -95,4 +95,4 @@ for run in sorted((out / "runs").iterdir()):
               "trained on other books")
 PYTHON
 } | tee "$OUT/summary.txt"
-tar -C "$OUT" -czf "$OUT/results.tar.gz" --exclude checkpoints --exclude results.tar.gz .
+(cd "$OUT" && tar -czf results.tar.gz --exclude checkpoints runs ./*.txt ./*.log)

@@ -226,7 +226,7 @@ fn integers<const D: usize>(values: &[i32], shape: [usize; D], device: &Device) 
 }
 
 fn ids<const D: usize>(tensor: &Tensor<D, Int>) -> Vec<i32> {
-    tensor.clone().into_data().convert::<i32>().try_into_vec().unwrap()
+    tensor.clone().into_data().convert::<i32>().try_into_vec().expect("i32 data")
 }
 
 #[test]

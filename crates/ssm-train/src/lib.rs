@@ -13,7 +13,7 @@
 //! | `collective`, [`world`] | how several devices train one model |
 //! | [`progress`] | what is seen of it while it runs |
 //! | [`folds`] | several runs that are reported together |
-//! | [`adam`], [`optim`] | how gradients become updates |
+//! | [`adam`], [`moments`], [`optim`] | how gradients become updates |
 //! | [`checkpoint`], [`position`] | how a run survives anything |
 //! | [`run_dir`], [`logging`], [`result`] | what a run leaves behind |
 //! | [`report`], [`overview`] | what it shows, alone and beside others |
@@ -38,6 +38,7 @@ mod interrupt;
 pub mod loading;
 pub mod logging;
 pub mod machine;
+pub mod moments;
 pub mod optim;
 pub mod overview;
 pub mod plan;

@@ -10,11 +10,11 @@ mod cube;
 mod kernel;
 
 use burn::{
-    optim::{AdaptiveMomentumState, LearningRate, Optimizer},
+    optim::{LearningRate, Optimizer},
     tensor::{DType, Device, Tensor},
 };
 
-use crate::gradients::is_host;
+use crate::{gradients::is_host, moments::Moments};
 
 /// Adam with bias correction, and weight decay of either kind.
 ///
@@ -111,7 +111,7 @@ impl Adam {
 }
 
 impl Optimizer for Adam {
-    type State<const D: usize> = AdaptiveMomentumState<D>;
+    type State<const D: usize> = Moments<D>;
 
     fn step<const D: usize>(
         &self,
@@ -120,8 +120,7 @@ impl Optimizer for Adam {
         grad: Tensor<D>,
         state: Option<Self::State<D>>,
     ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let state = state
-            .unwrap_or_else(|| AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()));
+        let state = state.unwrap_or_else(|| Moments::new(0, grad.zeros_like(), grad.zeros_like()));
         let time = state.time + 1;
         let factors = self.factors(lr, time);
         let tensors = [tensor, state.moment_1, state.moment_2];
@@ -132,7 +131,7 @@ impl Optimizer for Adam {
             Route::Kernel if in_f32 => cube::step(&factors, tensors, grad),
             _ => factors.step_tensors(tensors, grad),
         };
-        (tensor, Some(AdaptiveMomentumState::new(time, moment_1, moment_2)))
+        (tensor, Some(Moments::new(time, moment_1, moment_2)))
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {
