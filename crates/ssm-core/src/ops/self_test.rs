@@ -11,12 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use burn::tensor::{Bool, Device, Gradients, Tensor, TensorData};
+use burn::{
+    module::Param,
+    nn::LayerNormConfig,
+    tensor::{Bool, Device, Gradients, Tensor, TensorData},
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
     causal_conv1d::{self, ConvArgs, causal_conv1d},
+    cross_entropy, layer_norm,
     linear::linear_loose,
     pointwise,
     recompute::recompute,
@@ -85,6 +90,11 @@ pub fn self_test(device: &Device) -> Vec<SelfTest> {
     let sizes = [3, 13, 7];
     tests.push(measure("gelu", "3x13x7".into(), BOUND, || gelu(sizes, device)));
     tests.push(measure("reverse", "3x13x7".into(), 0.0, || reverse(sizes, device)));
+    let [rows, width] = [70, 48];
+    let shape = format!("{rows}x{width}");
+    tests.push(measure("layer_norm", shape, BOUND, || normed(rows, width, device)));
+    let shape = format!("{rows}x{d_in}, {d_out} tokens");
+    tests.push(measure("cross_entropy", shape, MATRIX_BOUND, || loss(rows, d_in, d_out, device)));
     tests.push(measure("recompute", "3x13x7".into(), BOUND, || again(sizes, device)));
     tests
 }
@@ -279,6 +289,51 @@ fn reverse(sizes: [usize; 3], device: &Device) -> Vec<Compared> {
     vec![
         ("y", values(&y), pointwise::host::reverse(&x.values, sizes)),
         ("grad_x", x.gradient(&grads), pointwise::host::reverse(&grad_y.values, sizes)),
+    ]
+}
+
+fn normed(rows: usize, width: usize, device: &Device) -> Vec<Compared> {
+    const EPSILON: f64 = 1e-5;
+    let mut draw = Draw::new(8);
+    let x = draw.input([rows, width], -1.0, 2.0, device);
+    let residual = draw.input([rows, width], -1.0, 1.0, device);
+    let weight = draw.input([width], 0.5, 1.5, device);
+    let bias = draw.input([width], -1.0, 1.0, device);
+    let grad_y = draw.fixed([rows, width], device);
+    let mut norm = LayerNormConfig::new(width).init(device);
+    norm.gamma = Param::from_tensor(weight.tensor.clone());
+    norm.beta = Some(Param::from_tensor(bias.tensor.clone()));
+    let (left, right) = (x.tensor.clone(), residual.tensor.clone());
+    let y = layer_norm::sum_layer_norm(&norm, left, right, EPSILON);
+    let grads = (y.clone() * grad_y.tensor).sum().backward();
+    let sum: Vec<f64> = x.values.iter().zip(&residual.values).map(|(a, b)| a + b).collect();
+    let truth = layer_norm::host::forward(&sum, &weight.values, &bias.values, EPSILON);
+    let grad = layer_norm::host::backward(&sum, &weight.values, &grad_y.values, EPSILON);
+    vec![
+        ("y", values(&y), truth),
+        ("grad_x", x.gradient(&grads), grad.x.clone()),
+        ("grad_residual", residual.gradient(&grads), grad.x),
+        ("grad_weight", weight.gradient(&grads), grad.weight),
+        ("grad_bias", bias.gradient(&grads), grad.bias),
+    ]
+}
+
+/// In two chunks, a fifth of the targets ignored.
+fn loss(n: usize, d_model: usize, n_rows: usize, device: &Device) -> Vec<Compared> {
+    let mut draw = Draw::new(9);
+    let hidden = draw.input([n, d_model], -1.0, 1.0, device);
+    let weight = draw.input([n_rows, d_model], -1.0, 1.0, device);
+    let target = |i: usize| if i % 5 == 3 { -1 } else { (i * 7 % n_rows) as i32 };
+    let targets: Vec<i32> = (0..n).map(target).collect();
+    let (left, right) = (hidden.tensor.clone(), weight.tensor.clone());
+    let loss = cross_entropy::linear_cross_entropy(left, right, &targets, n.div_ceil(2) * n_rows);
+    let grads = loss.backward();
+    let truth =
+        cross_entropy::host::cross_entropy(&hidden.values, &weight.values, &targets, d_model);
+    vec![
+        ("loss", values(&loss), vec![truth.loss]),
+        ("grad_hidden", hidden.gradient(&grads), truth.hidden),
+        ("grad_weight", weight.gradient(&grads), truth.weight),
     ]
 }
 

@@ -64,9 +64,10 @@ pub fn linear_cross_entropy(
 ) -> Tensor<1> {
     check(&hidden, &weight, targets);
     let [n_rows, _] = weight.dims();
+    let chunk = chunk_len(targets.len(), (max_logits / n_rows).max(1));
     let input =
         CrossEntropyPrimitives { hidden: hidden.into_dispatch(), weight: weight.into_dispatch() };
-    let options = CrossEntropyOptions { chunk: (max_logits / n_rows).max(1), gradients: false };
+    let options = CrossEntropyOptions { chunk, gradients: false };
     let result = <Dispatch as CrossEntropyOps>::cross_entropy(input, targets.into(), options);
     Tensor::from_dispatch(result.loss)
 }
@@ -85,7 +86,31 @@ fn check(hidden: &Tensor<2>, weight: &Tensor<2>, targets: &[i32]) {
     assert!(targets.iter().any(|target| *target >= 0), "{OP}: no target counts");
 }
 
+/// Rows that matrix kernels divide without rest.
+const TILE: usize = 256;
+
+/// Positions of a chunk, `most` at most: as few chunks as that takes, of whole tiles if they fit.
+fn chunk_len(n: usize, most: usize) -> usize {
+    let even = n.div_ceil(n.div_ceil(most));
+    let tiles = even.next_multiple_of(TILE);
+    if tiles <= most { tiles } else { even }
+}
+
 /// How many targets count.
 fn count(targets: &[i32]) -> usize {
     targets.iter().filter(|target| **target >= 0).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_few_and_even_or_of_whole_tiles() {
+        assert_eq!(chunk_len(100, 1000), 256);
+        assert_eq!(chunk_len(100, 200), 100);
+        assert_eq!(chunk_len(100, 60), 50);
+        assert_eq!(chunk_len(16_384, 2669), 2560);
+        assert_eq!(chunk_len(3, 1), 1);
+    }
 }
