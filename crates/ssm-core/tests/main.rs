@@ -2,6 +2,8 @@
 
 mod causal_conv1d;
 mod golden;
+#[cfg(feature = "cube")]
+mod limits;
 mod linear;
 mod mixer_laws;
 mod order;

@@ -10,8 +10,15 @@ fn every_operation_passes_on_every_device() {
         let tests = self_test(&device);
         let mut ops: Vec<&str> = tests.iter().map(|test| test.op).collect();
         ops.dedup();
-        let expected =
-            ["selective_scan", "causal_conv1d", "linear", "gelu", "reverse", "recompute"];
+        let expected = [
+            "selective_scan",
+            "causal_conv1d",
+            "linear",
+            "rms_norm",
+            "gelu",
+            "reverse",
+            "recompute",
+        ];
         assert_eq!(ops, expected);
         for test in &tests {
             assert!(test.passed(), "{name}: {test:?}");

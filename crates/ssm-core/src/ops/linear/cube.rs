@@ -10,7 +10,10 @@ use super::{
     extension::{LinearGradPrimitives, LinearOps, LinearOptions, LinearPrimitives, Parts},
     kernel::{product as multiply, sum_of_rows},
 };
-use crate::ops::{cube::cast, primitive::Maybe};
+use crate::ops::{
+    cube::{cast, check_device},
+    primitive::Maybe,
+};
 
 /// Widths of all parts together up to which they are one product that is cut, or put together
 /// backwards: narrow products read `x` again and again, wide ones cost more to copy than to compute
@@ -39,6 +42,7 @@ fn transposed(x: CubeTensor) -> CubeTensor {
 fn forward(input: LinearPrimitives<B>, options: LinearOptions) -> Vec<CubeTensor> {
     let shape = input.x.shape().to_vec();
     let dtype = input.x.dtype;
+    check_device("linear", &input.x, &[dtype, input.weight.dtype], 3);
     let [_, d_out]: [usize; 2] = input.weight.shape().dims();
     let (x, weight) = (matrix(input.x), cast(input.weight, dtype));
     let bias = input.bias.into_option().map(|bias| {
