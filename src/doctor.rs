@@ -90,11 +90,13 @@ fn devices(found: &[Found]) -> Table {
         vec![
             found.to_string(),
             found.name().unwrap_or_else(|| "-".to_owned()),
+            found.driver().unwrap_or_else(|| "-".to_owned()),
+            found.language().unwrap_or("-").to_owned(),
             found.float_types().join(" "),
             memory,
         ]
     };
-    let columns = ["device", "name", "float types", "memory"];
+    let columns = ["device", "name", "driver", "kernels in", "float types", "memory"];
     table("devices", &columns, found.iter().map(row).collect())
 }
 

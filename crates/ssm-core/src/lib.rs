@@ -24,6 +24,11 @@
 //!
 //! The layout of sequences is `[batch, seq_len, channels]` everywhere.
 
+#![cfg_attr(
+    not(any(feature = "flex", feature = "ndarray")),
+    allow(unused, reason = "kernels of processors, in a build that tests those of graphics cards")
+)]
+
 pub mod init;
 pub mod mixers;
 pub mod nn;

@@ -5,6 +5,8 @@ mod cross_entropy;
 mod decode;
 mod golden;
 mod layer_norm;
+#[cfg(feature = "cube")]
+mod limits;
 mod linear;
 mod mixer_laws;
 mod order;

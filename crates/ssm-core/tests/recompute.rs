@@ -103,7 +103,7 @@ fn segments_have_the_outputs_and_gradients_of_the_whole() {
 
 #[test]
 fn mixers_that_are_not_cut_are_run_whole() {
-    let device = Device::flex();
+    let (_, device) = devices().swap_remove(0);
     let mixer = ssm_core::mixers::MambaConfig::default().init(D_MODEL, &mut Init::new(1, &device));
     let x = tensor(&Draw::new(1).uniform(5 * D_MODEL, -1.0, 1.0), [1, 5, D_MODEL], &device);
     assert_eq!(values(&mixer.forward_in_segments(x.clone())), values(&mixer.forward(x)));
@@ -112,7 +112,7 @@ fn mixers_that_are_not_cut_are_run_whole() {
 #[test]
 #[should_panic(expected = "segments of 2 steps, expected at least 3")]
 fn a_segment_is_not_shorter_than_its_history() {
-    let device = Device::flex();
+    let (_, device) = devices().swap_remove(0);
     let mixer = SrMambaConfig::default().init(D_MODEL, &mut Init::new(1, &device));
     mixer.merged_in_segments(Tensor::zeros([1, 5, D_MODEL], &device), 2);
 }

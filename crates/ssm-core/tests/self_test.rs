@@ -14,6 +14,7 @@ fn every_operation_passes_on_every_device() {
             "selective_scan",
             "causal_conv1d",
             "linear",
+            "rms_norm",
             "gelu",
             "reverse",
             "layer_norm",

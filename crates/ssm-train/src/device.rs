@@ -1,9 +1,15 @@
 //! From the words of `[device]` to a Burn device: the only place that names backends.
 
-use std::fmt;
-
 #[cfg(feature = "cube")]
-use burn::tensor::DeviceType;
+mod gpu;
+#[cfg(not(feature = "cube"))]
+#[path = "device/no_gpu.rs"]
+mod gpu;
+#[cfg(feature = "cube")]
+mod kernels;
+
+use std::{fmt, sync::Once};
+
 use burn::tensor::{DType, Device};
 
 use crate::{config::Precision, error::Error, machine};
@@ -41,7 +47,7 @@ pub fn backends() -> Vec<(&'static str, bool)> {
 pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
     // Before anything looks for devices: the first one to look settles the configuration.
     #[cfg(feature = "cube")]
-    keep_kernels();
+    kernels::keep();
     let error = |message: String, hint: String| Error::Device {
         device: if index == 0 { name.to_owned() } else { format!("{name}:{index}") },
         message,
@@ -218,14 +224,12 @@ pub struct Found {
 #[must_use]
 pub fn all() -> Vec<Found> {
     #[cfg(feature = "cube")]
-    keep_kernels();
+    kernels::keep();
     let compiled = BACKENDS.iter().filter(|backend| backend.compiled).map(|b| b.name);
     let devices =
         compiled.flat_map(|backend| (0..count(backend)).map(move |index| (backend, index)));
     devices
-        .filter_map(|(backend, index)| {
-            Some(Found { backend, index, device: open(backend, index).ok()? })
-        })
+        .map(|(backend, index)| Found { backend, index, device: device(backend, index) })
         .collect()
 }
 
@@ -237,14 +241,7 @@ impl Found {
     /// Name of the processor or of the card, where it is known.
     #[must_use]
     pub fn name(&self) -> Option<String> {
-        if self.is_processor() {
-            return machine::processor();
-        }
-        #[cfg(feature = "cube")]
-        let name = self.device.identity().map(|identity| identity.name);
-        #[cfg(not(feature = "cube"))]
-        let name = None;
-        name
+        if self.is_processor() { machine::processor() } else { gpu::name(&self.device) }
     }
 
     /// Float types that it computes in, widest first.
@@ -256,10 +253,23 @@ impl Found {
         held.map(|(name, _)| name).collect()
     }
 
+    /// Name and version of the driver of a card, where it is known.
+    #[must_use]
+    pub fn driver(&self) -> Option<String> {
+        gpu::driver(&self.device)
+    }
+
+    /// The language that kernels are compiled to when the program runs; none for processors, whose
+    /// kernels are part of it.
+    #[must_use]
+    pub fn language(&self) -> Option<&'static str> {
+        gpu::language(&self.device)
+    }
+
     /// Memory in bytes, where it is known.
     #[must_use]
     pub fn memory(&self) -> Option<u64> {
-        if self.is_processor() { machine::memory() } else { None }
+        if self.is_processor() { machine::memory() } else { gpu::memory(&self.device) }
     }
 }
 
@@ -278,29 +288,8 @@ pub fn count(backend: &str) -> usize {
     match backend {
         // Both CPU backends use the whole machine and have nothing to count.
         "flex" | "ndarray" => 1,
-        #[cfg(feature = "cuda")]
-        "cuda" => Device::enumerate(DeviceType::Cuda).len(),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Device::enumerate(DeviceType::Vulkan).len(),
-        #[cfg(feature = "webgpu")]
-        "webgpu" => Device::enumerate(DeviceType::WebGpu).len(),
-        _ => 0,
+        _ => gpu::devices(backend).len(),
     }
-}
-
-/// Keeps compiled kernels and the choices among them in the user's cache directory: without, a program
-/// spends minutes before its first step, each time it is started.
-#[cfg(feature = "cube")]
-fn keep_kernels() {
-    use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
-
-    let base = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from);
-    let Some(base) = base.or_else(|| Some(std::env::home_dir()?.join(".cache"))) else { return };
-    let mut config = CubeClRuntimeConfig::default().override_from_env();
-    config.compilation.cache = true;
-    config.environment.path = CacheConfig::Directory(base.join("ssm"));
-    // A configuration that is already in use stays: this is the second device of the process.
-    CubeClRuntimeConfig::try_set(config);
 }
 
 /// Opens the device that `[device]` asks for.
@@ -308,29 +297,37 @@ fn keep_kernels() {
 /// # Errors
 /// As [`resolve`].
 pub fn open(name: &str, index: usize) -> Result<Device, Error> {
-    let backend = resolve(name, index)?;
+    let device = device(resolve(name, index)?, index);
     #[cfg(feature = "cube")]
-    let of = |devices: burn::tensor::Devices| {
-        // `resolve` counted them.
-        devices.into_iter().nth(index).expect("a device of this index")
-    };
+    kernels::forgets(gpu::language(&device) == Some("WGSL"));
+    if gpu::is_software(&device) {
+        static WARNED: Once = Once::new();
+        WARNED.call_once(|| {
+            let text = plays(name, &gpu::name(&device).unwrap_or_default());
+            tracing::warn!("{text}");
+        });
+    }
+    Ok(device)
+}
+
+/// What is said of a processor that plays a graphics card.
+fn plays(backend: &str, device: &str) -> String {
+    format!(
+        "`{backend}` is `{device}` here, a processor that plays a graphics card: good for tests, \
+         slower than `flex`"
+    )
+}
+
+/// The device of a backend that is compiled in and has so many.
+fn device(backend: &str, index: usize) -> Device {
     match backend {
         #[cfg(feature = "flex")]
-        "flex" => Ok(Device::flex()),
+        "flex" => Device::flex(),
         #[cfg(feature = "ndarray")]
-        "ndarray" => {
-            #[expect(deprecated, reason = "kept as the second CPU route that checks the first")]
-            let device = Device::ndarray();
-            Ok(device)
-        }
-        #[cfg(feature = "cuda")]
-        "cuda" => Ok(of(Device::enumerate(DeviceType::Cuda))),
-        #[cfg(feature = "vulkan")]
-        "vulkan" => Ok(of(Device::enumerate(DeviceType::Vulkan))),
-        #[cfg(feature = "webgpu")]
-        "webgpu" => Ok(of(Device::enumerate(DeviceType::WebGpu))),
-        // `resolve` returns compiled backends only, and those are the arms above.
-        _ => unreachable!("backend `{backend}` has no device"),
+        #[expect(deprecated, reason = "kept as the second CPU route that checks the first")]
+        "ndarray" => Device::ndarray(),
+        // Who asks has counted them.
+        _ => gpu::devices(backend).into_iter().nth(index).expect("a device of this index"),
     }
 }
 
@@ -414,6 +411,15 @@ mod tests {
             report("felx", 0),
             "error: device `felx`: unknown backend, expected one of `auto`, `flex`, `ndarray`, \
              `cuda`, `vulkan`, `webgpu`\nhint: did you mean `flex`?"
+        );
+    }
+
+    #[test]
+    fn a_processor_that_plays_a_card_is_named() {
+        assert_eq!(
+            plays("webgpu", "SwiftShader"),
+            "`webgpu` is `SwiftShader` here, a processor that plays a graphics card: good for tests, \
+             slower than `flex`"
         );
     }
 

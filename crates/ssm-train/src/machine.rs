@@ -24,6 +24,24 @@ pub fn resident() -> Option<u64> {
     kibibytes("/proc/self/status", "VmRSS")
 }
 
+/// Version of NVIDIA's driver, which may be there without its tools.
+#[must_use]
+pub fn nvidia_driver() -> Option<String> {
+    let version = fs::read_to_string("/sys/module/nvidia/version").ok();
+    if let Some(version) = version.filter(|version| !version.trim().is_empty()) {
+        return Some(version.trim().to_owned());
+    }
+    // NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23 10:11:16 UTC 2025
+    driver_version(&fs::read_to_string("/proc/driver/nvidia/version").ok()?)
+}
+
+/// The first word that is a number with points.
+fn driver_version(text: &str) -> Option<String> {
+    let is_version =
+        |word: &&str| word.contains('.') && word.split('.').all(|part| part.parse::<u32>().is_ok());
+    text.split_whitespace().find(is_version).map(str::to_owned)
+}
+
 /// Of a line such as `VmRSS:   123 kB`, in bytes.
 fn kibibytes(path: &str, key: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
@@ -56,6 +74,17 @@ mod tests {
     fn this_process_takes_a_part_of_the_memory() {
         let (resident, memory) = (resident().unwrap(), memory().unwrap());
         assert!(resident > 1 << 16 && resident < memory, "{resident} of {memory}");
+    }
+
+    #[test]
+    fn the_version_of_a_driver_is_a_number_with_points() {
+        for module in [
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23 10:11:16 UTC 2025",
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build",
+        ] {
+            assert_eq!(driver_version(module).as_deref(), Some("580.95.05"));
+        }
+        assert_eq!(driver_version("no driver"), None);
     }
 
     #[test]

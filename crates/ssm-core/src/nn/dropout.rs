@@ -60,6 +60,8 @@ fn mask(len: usize, keep: f64, key: u64) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    #![cfg(feature = "flex")]
+
     use burn::tensor::DType;
 
     use super::*;

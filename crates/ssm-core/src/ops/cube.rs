@@ -1,8 +1,8 @@
 //! What the launchers of all kernels share: buffers, layouts, and what a device can do.
 
 use burn::{
-    backend::cubecl::dtype_to_elem_type,
-    tensor::{DType, Shape},
+    backend::{DispatchDevice, cubecl::dtype_to_elem_type},
+    tensor::{DType, Device, Shape},
 };
 use burn_cubecl::{
     kernel::{self, into_contiguous},
@@ -100,12 +100,76 @@ pub(super) fn is_cuda(client: &Client) -> bool {
     client.name().contains("cuda")
 }
 
+/// Panics if the device of `like` lacks one of the types, or binds fewer than `n_buffers` to a kernel.
+pub(super) fn check_device(op: &str, like: &CubeTensor, dtypes: &[DType], n_buffers: usize) {
+    let properties = like.client.properties();
+    let device = &properties.identity.name;
+    for dtype in dtypes.iter().filter(|dtype| **dtype != DType::F32) {
+        let held = properties.supports_type(dtype_to_elem_type(*dtype));
+        assert!(held, "{}", lacks_type(op, device, *dtype));
+    }
+    // In other languages a kernel gets addresses, and any number of them.
+    if is_wgsl(&like.client) {
+        let most = properties.hardware.max_bindings as usize;
+        assert!(n_buffers <= most, "{}", lacks_buffers(op, device, n_buffers, most));
+    }
+}
+
+fn lacks_type(op: &str, device: &str, dtype: DType) -> String {
+    let dtype = format!("{dtype:?}").to_lowercase();
+    format!("{op}: `{device}` does not compute in {dtype}; use f32, or another device")
+}
+
+fn lacks_buffers(op: &str, device: &str, n_buffers: usize, most: usize) -> String {
+    format!(
+        "{op}: a kernel needs {n_buffers} buffers and `{device}` binds at most {most}; use another \
+         device"
+    )
+}
+
+fn is_wgsl(client: &Client) -> bool {
+    client.name() == "wgpu<wgsl>"
+}
+
+/// Operations that run kernels on this device which are slower than those for other devices, a line
+/// each.
+#[must_use]
+pub fn slow_paths(device: &Device) -> Vec<String> {
+    let device = device.clone().without_autodiff();
+    let DispatchDevice::Cube(device) = device.as_dispatch() else { return Vec::new() };
+    let client = device.client();
+    if has_planes(&client) {
+        return Vec::new();
+    }
+    let why = match is_wgsl(&client) {
+        true => "its kernels are compiled to WGSL",
+        false => "it has no planes of 32 units",
+    };
+    let device = &client.properties().identity.name;
+    vec![format!("selective_scan: `{device}` runs the portable kernels, which are slower: {why}")]
+}
+
 /// Panics if a kernel's 32-bit indices do not reach the end of a buffer of `len` elements.
 pub(super) fn check_len(op: &str, what: &str, len: usize) {
     assert!(
         u32::try_from(len).is_ok(),
         "{op}: {what} needs {len} elements, kernels index at most 2^32 - 1; use a smaller batch"
     );
+}
+
+/// As [`check_len`] for f32 values that are about to be allocated on the device of `like`.
+pub(super) fn check_fits(op: &str, what: &str, len: usize, like: &CubeTensor) {
+    check_len(op, what, len);
+    let properties = like.client.properties();
+    let (bytes, most) = (4 * len as u64, properties.memory.max_page_size);
+    assert!(bytes <= most, "{}", lacks_bytes(op, &properties.identity.name, what, bytes, most));
+}
+
+fn lacks_bytes(op: &str, device: &str, what: &str, bytes: u64, most: u64) -> String {
+    format!(
+        "{op}: {what} needs {bytes} bytes and `{device}` allocates at most {most} at a time; use a \
+         smaller batch"
+    )
 }
 
 /// A tensor of a packed f32 buffer, `offset` elements behind its beginning.
@@ -257,4 +321,26 @@ fn vectors(n_rows: usize, widths: [usize; 3]) -> (usize, usize) {
 /// Elements that a unit takes at a time: a divisor of `len`.
 pub(super) fn vector_size(len: usize) -> usize {
     [4, 2, 1].into_iter().find(|size| len.is_multiple_of(*size)).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_device_lacks_is_named_with_the_way_out() {
+        assert_eq!(
+            lacks_type("selective_scan", "Card", DType::BF16),
+            "selective_scan: `Card` does not compute in bf16; use f32, or another device"
+        );
+        assert_eq!(
+            lacks_buffers("causal_conv1d", "Card", 8, 7),
+            "causal_conv1d: a kernel needs 8 buffers and `Card` binds at most 7; use another device"
+        );
+        assert_eq!(
+            lacks_bytes("selective_scan", "Card", "a buffer", 1 << 31, 1 << 30),
+            "selective_scan: a buffer needs 2147483648 bytes and `Card` allocates at most 1073741824 at a \
+             time; use a smaller batch"
+        );
+    }
 }

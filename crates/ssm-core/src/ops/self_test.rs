@@ -25,6 +25,7 @@ use super::{
     linear::linear_loose,
     pointwise,
     recompute::recompute,
+    rms_norm,
     selective_scan::{self, ScanArgs, selective_scan},
 };
 
@@ -87,6 +88,10 @@ pub fn self_test(device: &Device) -> Vec<SelfTest> {
     let [rows, d_in, d_out] = [70, 48, 33];
     let shape = format!("{rows}x{d_in} by {d_in}x{d_out}");
     tests.push(measure("linear", shape, MATRIX_BOUND, || linear(rows, d_in, d_out, device)));
+    for [rows, width] in [[70, 256], [3, 97]] {
+        let shape = format!("{rows}x{width}");
+        tests.push(measure("rms_norm", shape, BOUND, || norm(rows, width, device)));
+    }
     let sizes = [3, 13, 7];
     tests.push(measure("gelu", "3x13x7".into(), BOUND, || gelu(sizes, device)));
     tests.push(measure("reverse", "3x13x7".into(), 0.0, || reverse(sizes, device)));
@@ -265,6 +270,23 @@ fn linear(rows: usize, d_in: usize, d_out: usize, device: &Device) -> Vec<Compar
         ("grad_x", x.gradient(&grads), grad_x),
         ("grad_weight", weight.gradient(&grads), grad_weight),
         ("grad_bias", bias.gradient(&grads), grad_bias),
+    ]
+}
+
+fn norm(rows: usize, width: usize, device: &Device) -> Vec<Compared> {
+    let epsilon = 1e-5;
+    let mut draw = Draw::new(8);
+    let x = draw.input([rows, width], -2.0, 2.0, device);
+    let weight = draw.input([width], 0.5, 1.5, device);
+    let grad_y = draw.fixed([rows, width], device);
+    let y = rms_norm::rms_norm(x.tensor.clone(), weight.tensor.clone(), epsilon);
+    let grads = (y.clone() * grad_y.tensor).sum().backward();
+    let (grad_x, grad_weight) =
+        rms_norm::host::backward(&x.values, &weight.values, &grad_y.values, epsilon);
+    vec![
+        ("y", values(&y), rms_norm::host::forward(&x.values, &weight.values, epsilon)),
+        ("grad_x", x.gradient(&grads), grad_x),
+        ("grad_weight", weight.gradient(&grads), grad_weight),
     ]
 }
 

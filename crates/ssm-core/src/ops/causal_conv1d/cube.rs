@@ -10,11 +10,14 @@ use super::{
 };
 use crate::ops::{
     cube::{
-        cast, check_len, elem, empty, empty_f32, independent, is_cuda, part, rows, rows_f32,
-        rows_f32_or, vector_size,
+        cast, check_device, check_len, elem, empty, empty_f32, independent, is_cuda, part, rows,
+        rows_f32, rows_f32_or, vector_size,
     },
     primitive::Maybe,
 };
+
+/// Buffers of the backward kernel, which has the most.
+const BUFFERS: usize = 8;
 
 /// Units that keep a large device busy.
 const ENOUGH_UNITS: usize = 1 << 18;
@@ -39,6 +42,8 @@ impl Launch {
     fn new(input: ConvPrimitives<CubeBackend>, silu: bool) -> Self {
         let [batch, seq_len, channels] = input.x.shape().dims();
         let [_, d_conv] = input.weight.shape().dims();
+        let dtypes = [input.x.dtype, input.weight.dtype];
+        check_device("causal_conv1d", &input.x, &dtypes, BUFFERS);
         let variant = Variant {
             d_conv,
             bias: matches!(input.bias, Maybe::Present(_)),

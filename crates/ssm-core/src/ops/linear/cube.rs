@@ -11,7 +11,7 @@ use super::{
     kernel::{product as multiply, sum_of_products, sum_of_rows},
 };
 use crate::ops::{
-    cube::{cast, join, rows, split},
+    cube::{cast, check_device, join, rows, split},
     primitive::Maybe,
 };
 
@@ -51,6 +51,7 @@ fn transposed(x: CubeTensor) -> CubeTensor {
 fn forward(input: LinearPrimitives<B>, options: LinearOptions) -> Vec<CubeTensor> {
     let shape = input.x.shape().to_vec();
     let dtype = input.x.dtype;
+    check_device("linear", &input.x, &[dtype, input.weight.dtype], 3);
     let [_, d_out]: [usize; 2] = input.weight.shape().dims();
     let (x, weight) = (matrix(input.x), cast(input.weight, dtype));
     let bias = input.bias.into_option().map(|bias| {

@@ -4,9 +4,10 @@ use burn::backend::{TensorMetadata, tensor::FloatTensor};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use super::{extension::PointwiseOps, kernel};
-use crate::ops::cube::{cast, elem, empty, independent, rows, vector_size};
+use crate::ops::cube::{cast, check_device, elem, empty, independent, rows, vector_size};
 
 fn gelu(x: CubeTensor, grad_y: Option<CubeTensor>) -> CubeTensor {
+    check_device("gelu", &x, &[x.dtype], 3);
     let x = rows(x);
     let (len, grad) = (x.meta.num_elements(), grad_y.is_some());
     let grad_y = grad_y.map_or_else(|| x.clone(), |grad_y| rows(cast(grad_y, x.dtype)));
@@ -34,6 +35,7 @@ fn gelu(x: CubeTensor, grad_y: Option<CubeTensor>) -> CubeTensor {
 
 impl PointwiseOps for CubeBackend {
     fn reverse(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        check_device("reverse", &x, &[x.dtype], 2);
         let x = rows(x);
         let [_, seq_len, channels]: [usize; 3] = x.shape().dims();
         let y = empty(&x, x.shape(), x.dtype);

@@ -15,9 +15,14 @@ use super::{
     matrix,
 };
 use crate::ops::{
-    cube::{cast, check_len, cubes, elem, empty, empty_f32, rows, rows_f32, vector_size},
+    cube::{
+        cast, check_device, check_len, cubes, elem, empty, empty_f32, rows, rows_f32, vector_size,
+    },
     primitive::Maybe,
 };
+
+/// Buffers of the backward kernel, which has the most.
+const BUFFERS: usize = 5;
 
 /// Units of a cube, at most.
 const UNITS: usize = 256;
@@ -37,6 +42,7 @@ struct Cut {
 
 impl Cut {
     fn new(x: &CubeTensor) -> Self {
+        check_device("rms_norm", x, &[x.dtype], BUFFERS);
         let [rows, width] = matrix(&x.shape());
         check_len("rms_norm", "`x`", rows * width);
         let vector = vector_size(width);

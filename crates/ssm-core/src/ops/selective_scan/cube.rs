@@ -13,9 +13,17 @@ use super::{
     portable, tiled,
 };
 use crate::ops::{
-    cube::{cast, empty, empty_f32, independent},
+    cube::{cast, check_device, empty, empty_f32, independent},
     primitive::Maybe,
 };
+
+/// Buffers of the portable kernels; the others run only where there is no limit.
+const BUFFERS: usize = 8;
+
+fn check(input: &ScanPrimitives<CubeBackend>) {
+    let dtypes = [&input.u, &input.delta, &input.a, &input.b, &input.c].map(|tensor| tensor.dtype);
+    check_device("selective_scan", &input.u, &dtypes, BUFFERS);
+}
 
 fn dims(input: &ScanPrimitives<CubeBackend>) -> ScanDims {
     let [batch, seq_len, d_inner] = input.u.shape().dims();
@@ -99,6 +107,7 @@ impl SelectiveScanOps for CubeBackend {
         input: ScanPrimitives<Self>,
         options: ScanOptions,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        check(&input);
         let dims = dims(&input);
         let [y, final_state, states] = match tiled::Plan::new(&input.u.client, dims) {
             Some(plan) => tiled::forward(input, plan, dims, options),

@@ -4,7 +4,7 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use super::kernel::{Variant, scan_bwd, scan_fwd};
 use crate::ops::{
-    cube::{cast, check_len, elem, empty_f32, independent, part, rows},
+    cube::{cast, check_fits, elem, empty_f32, independent, part, rows},
     kernel::pack,
     primitive::Maybe,
     selective_scan::{
@@ -34,7 +34,7 @@ struct Packed {
 /// Writes tensors, each followed by room up to its reserved length, into one f32 buffer.
 fn packed(parts: Vec<(Option<CubeTensor>, usize)>, like: &CubeTensor) -> CubeTensor {
     let len = parts.iter().map(|(_, len)| len).sum();
-    check_len("selective_scan", "a packed buffer", len);
+    check_fits("selective_scan", "a packed buffer", len, like);
     let to = empty_f32(like, [len]);
     let mut offset = 0;
     for (tensor, reserved) in parts {
@@ -174,7 +174,7 @@ pub(in crate::ops::selective_scan) fn backward(
     let units = batch * n_groups * slices;
     let (n_steps, n_state) = (batch * seq_len * d_inner, batch * d_inner * d_state);
     let n_row_grads = n_groups * slices * per_channel;
-    check_len("selective_scan", "the gradient of `b` and `c`", n_row_grads);
+    check_fits("selective_scan", "the gradient of `b` and `c`", n_row_grads, &like);
     let scratch = empty_f32(&like, [CHUNK * packed.variant.block * units]);
     let grads = empty_f32(&like, [if packed.variant.z { 3 } else { 2 } * n_steps]);
     let row_grads = empty_f32(&like, [n_row_grads]);

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::ops::{
     cube::{
-        cast, check_len, elem, empty, empty_f32, has_planes, independent, is_cuda, rows, rows_f32,
-        rows_f32_or, rows_or,
+        cast, check_fits, check_len, elem, empty, empty_f32, has_planes, independent, is_cuda,
+        rows, rows_f32, rows_f32_or, rows_or,
     },
     primitive::Maybe,
     selective_scan::{
@@ -274,7 +274,7 @@ pub(in crate::ops::selective_scan) fn forward(
     let final_state = empty_f32(&x.u, [batch, d_inner, d_state]);
     let tiles = if options.save_states { plan.tiles(dims) } else { 0 };
     let shape = [batch, tiles, d_inner, plan.variant.stride()];
-    check_len("selective_scan", "the saved states", shape.iter().product());
+    check_fits("selective_scan", "the saved states", shape.iter().product(), &x.u);
     let states = empty_f32(&x.u, shape);
     if plan.n_segments == 1 {
         let out = [&y, &final_state, &states, &final_state];
@@ -355,7 +355,7 @@ pub(in crate::ops::selective_scan) fn backward(
     let variant = Variant { save: false, grad_final: grad_final.is_some(), ..x.variant };
     let (stride, entries) = (variant.stride(), batch * plan.n_segments);
     let n_rows = batch * n_groups * plan.slices * seq_len * 2 * stride;
-    check_len("selective_scan", "the gradient of `b` and `c`", n_rows);
+    check_fits("selective_scan", "the gradient of `b` and `c`", n_rows, &x.u);
     let steps = [batch, seq_len, d_inner];
     let grad_u = empty(&x.u, steps, x.u.dtype);
     let grad_delta = empty(&x.u, steps, x.delta.dtype);
