@@ -2,7 +2,7 @@
 //!
 //! | op | paper | reference | cpu | gpu | backward |
 //! |---|---|---|---|---|---|
-//! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd.rs` | `tiled`, `portable` | hand-written |
+//! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd` | `tiled`, `portable` | hand-written |
 //! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | `kernel.rs` | hand-written |
 //! | [`linear`] | - | Burn's matmul | `cpu.rs` | CubeK's | hand-written |
 //! | [`pointwise`] | GELU: arXiv:1606.08415 | Burn's own | `cpu.rs` | `kernel.rs` | hand-written |
