@@ -37,7 +37,11 @@ fn slide_size(text: &str) -> Result<[f64; 2], String> {
 }
 
 pub(crate) fn run(args: HeatmapArgs) -> Result<(), Error> {
-    with_task(&task_of(&args.run)?, Draw(args))?
+    let task = task_of(&args.run)?;
+    for file in [Some(&args.slide), args.thumbnail.as_ref()].into_iter().flatten() {
+        output::present(file)?;
+    }
+    with_task(&task, Draw(args))?
 }
 
 struct Draw(HeatmapArgs);

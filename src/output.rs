@@ -1,4 +1,4 @@
-//! Files that the user asked for by name.
+//! Files that the user names: those to read are there, those to write are written whole.
 
 use std::{
     fs::{self, File, Permissions},
@@ -9,6 +9,16 @@ use std::{
 
 use ssm_train::Error;
 use tempfile::Builder;
+
+/// Refuses a path that does not exist, before any work.
+pub(crate) fn present(path: &Path) -> Result<(), Error> {
+    if path.exists() {
+        return Ok(());
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists());
+    let hint = folder.map(|folder| format!("the directory `{}` does not exist", folder.display()));
+    Err(Error::Usage { message: format!("there is no file `{}`", path.display()), hint })
+}
 
 /// Writes a file whole or not at all: what was there before may be what the bytes were made of.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {

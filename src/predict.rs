@@ -24,7 +24,9 @@ pub(crate) struct PredictArgs {
 }
 
 pub(crate) fn run(args: PredictArgs) -> Result<(), Error> {
-    with_task(&task_of(&args.run)?, Predict(args))?
+    let task = task_of(&args.run)?;
+    output::present(&args.input)?;
+    with_task(&task, Predict(args))?
 }
 
 struct Predict(PredictArgs);

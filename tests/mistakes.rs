@@ -139,6 +139,17 @@ fn a_run_is_neither_overwritten_nor_resumed_as_another() {
         ended.stderr
     );
     assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+
+    let lost = desk.path("lost/mine.csv").display().to_string();
+    let ended = desk.ssm(&["predict", &run, "--input", &lost]);
+    let folder = desk.path("lost").display().to_string();
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: there is no file `{lost}`\nhint: the directory `{folder}` does not exist\n"
+        )
+    );
+    assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use ssm_core::{
     },
 };
 
-use crate::support::{Draw, assert_error, devices, half_devices, tensor, values};
+use crate::support::{Draw, assert_error, devices, exact, half_devices, in_a_row, tensor, values};
 
 const EPSILON: f64 = 1e-5;
 
@@ -87,7 +87,7 @@ impl Case {
         // Burn makes no tensor without elements of an empty list on every device.
         let past = match self.past.is_empty() {
             true => Tensor::zeros(past, device),
-            false => tensor(&self.past, past, device),
+            false => in_a_row(&self.past, past, device),
         };
         Conv {
             taps: tensor(&self.taps, [self.channels, self.d_conv], device),
@@ -191,7 +191,7 @@ fn the_recurrence_agrees_with_the_host_and_moves_on() {
                 dt_bias: tensor(&dt_bias, [d_inner], &device),
                 a_log: tensor(&a_log, [d_inner, d_state], &device),
                 d: tensor(&d, [d_inner], &device),
-                state: tensor(&before, [batch, d_inner, d_state], &device),
+                state: in_a_row(&before, [batch, d_inner, d_state], &device),
             });
             let what = format!("{batch} x {d_inner}, rank {dt_rank}, state {d_state} on {name}");
             assert_error(&what, &values(&y), &truth, 2e-6);
@@ -209,7 +209,7 @@ fn sums_are_normed() {
             let weight = draw.uniform(width, 0.5, 1.5);
             for added in [None, Some(&add[..])] {
                 let (sum, truth) = host::add_norm(&x, added, &weight, EPSILON);
-                let of = |values: &[f64]| tensor::<2>(values, [batch, width], &device);
+                let of = |values: &[f64]| in_a_row::<2>(values, [batch, width], &device);
                 let weight = tensor(&weight, [width], &device);
                 let (got_sum, got) =
                     add_norm(of(&x), added.map(of), weight, EPSILON, FloatDType::F32);
@@ -222,7 +222,8 @@ fn sums_are_normed() {
 }
 
 fn integers<const D: usize>(values: &[i32], shape: [usize; D], device: &Device) -> Tensor<D, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), shape), (device, DType::I32))
+    let row = TensorData::new(values.to_vec(), [values.len()]);
+    Tensor::<1, Int>::from_data(row, (device, DType::I32)).reshape(shape)
 }
 
 fn ids<const D: usize>(tensor: &Tensor<D, Int>) -> Vec<i32> {
@@ -279,6 +280,11 @@ fn copies_are_in_row_major_order_and_their_own() {
     }
 }
 
+fn exact_product(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    let exact = exact(&a.device());
+    a.to_device(&exact).matmul(b.to_device(&exact))
+}
+
 /// A backbone whose outputs are far from its inputs: with fresh weights steps are tiny.
 fn backbone(config: MambaConfig, d_model: usize, device: &Device) -> Backbone {
     let config =
@@ -316,7 +322,7 @@ fn single_tokens_are_what_the_parallel_form_says() {
                 for step in prompt..prompt + steps {
                     let token: Tensor<2> = x.clone().narrow(1, step, 1).squeeze_dim(1);
                     let truth = backbone.step(token.clone(), &mut state);
-                    let truth = truth.matmul(weight.clone().transpose());
+                    let truth = exact_product(truth, weight.clone().transpose());
                     let stream = decoder.step(copied(token, FloatDType::F32));
                     let got = decoder.head(stream, weight.clone());
                     let what = format!("batch {batch}, step {step}, again {repeated} on {name}");
@@ -341,7 +347,7 @@ fn matrices_in_half_precision_are_read_as_what_they_are() {
             let stream = decoder.step(copied(x.clone(), FloatDType::F32));
             let got = decoder.head(stream, half.clone());
             let truth = rounded.step(x, &mut state.clone());
-            let truth = truth.matmul(half.cast(FloatDType::F32).transpose());
+            let truth = exact_product(truth, half.cast(FloatDType::F32).transpose());
             let got = values(&got.cast(FloatDType::F32));
             assert_error(&format!("batch {batch} on {name}"), &got, &values(&truth), bound);
         }

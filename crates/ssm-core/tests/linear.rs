@@ -7,7 +7,7 @@ use burn::{
 };
 use ssm_core::ops::linear::{linear, linear_split};
 
-use crate::support::{Draw, assert_error, devices, half_devices, tensor, values};
+use crate::support::{Draw, assert_error, devices, exact, half_devices, tensor, values};
 
 /// Rows (as batch and steps), `d_in` and the widths of the parts.
 const SHAPES: [([usize; 2], usize, [usize; 3]); 7] = [
@@ -73,8 +73,9 @@ fn linear_parts_agree_with_burns_matmul() {
         let device = device.autodiff();
         for (index, (_, _, widths)) in SHAPES.into_iter().enumerate() {
             for (bias, used) in [(true, [true; 3]), (false, [true, false, true])] {
+                let exact = case(index, bias, &exact(&device));
                 let case = case(index, bias, &device);
-                let truth = run(&case, used, |x, weight, bias| {
+                let truth = run(&exact, used, |x, weight, bias| {
                     let y = x.matmul(weight.unsqueeze());
                     let y = match bias {
                         Some(bias) => y + bias.unsqueeze(),
@@ -109,7 +110,9 @@ fn a_linear_map_reads_views_and_keeps_the_type() {
             weight: Param::from_tensor(tensor(&values_of(20), [5, 4], &device).transpose()),
             bias: None,
         };
-        let truth = x.clone().matmul(layer.weight.val().unsqueeze());
+        let exact = exact(&device);
+        let weight = layer.weight.val().to_device(&exact);
+        let truth = x.clone().to_device(&exact).matmul(weight.unsqueeze());
         assert_error(name, &values(&linear(&layer, x.clone())), &values(&truth), 1e-6);
 
         if half_devices().iter().all(|(half, _)| *half != name) {

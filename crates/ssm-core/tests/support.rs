@@ -46,6 +46,15 @@ pub(crate) fn half_devices() -> Vec<(&'static str, Device)> {
     devices().into_iter().filter(|(name, _)| !has_none.contains(name)).collect()
 }
 
+/// Where Burn's own matrix product rounds no factor: on CUDA it may take TF32.
+pub(crate) fn exact(device: &Device) -> Device {
+    #[cfg(feature = "flex")]
+    let exact = if device.is_autodiff() { Device::flex().autodiff() } else { Device::flex() };
+    #[cfg(not(feature = "flex"))]
+    let exact = device.clone();
+    exact
+}
+
 /// Draws values on the host, so that every device sees the same.
 pub(crate) struct Draw(ChaCha8Rng);
 
@@ -70,6 +79,15 @@ pub(crate) fn tensor<const D: usize>(
 ) -> Tensor<D> {
     let values: Vec<f32> = values.iter().map(|v| *v as f32).collect();
     Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// As [`tensor`], in one row of memory: a device may put space behind the rows of others.
+pub(crate) fn in_a_row<const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
+    tensor::<1>(values, [values.len()], device).reshape(shape)
 }
 
 /// The values of a tensor in row-major order.

@@ -1,4 +1,5 @@
-//! Modules around mixers: blocks, stacks, both directions, other orders, attention pooling, dropout. Know mixers only through their trait.
+//! Modules around mixers: blocks, stacks, both directions, other orders, attention pooling, dropout.
+//! They know mixers only through their trait.
 
 mod attention_pool;
 mod backbone;

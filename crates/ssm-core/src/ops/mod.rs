@@ -2,7 +2,7 @@
 //!
 //! | op | paper | reference | cpu | gpu | backward |
 //! |---|---|---|---|---|---|
-//! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd.rs` | `tiled`, `portable` | hand-written |
+//! | [`selective_scan`] | Gu & Dao 2023, arXiv:2312.00752, Alg. 2 | `reference.rs` | `simd` | `tiled`, `portable` | hand-written |
 //! | [`causal_conv1d`] | same, figure 3 | `reference.rs` | `simd.rs` | `kernel.rs` | hand-written |
 //! | [`cross_entropy`] | Hsu et al. 2024, arXiv:2410.10989 | `reference.rs` | `cpu.rs` | `kernel.rs` | in the forward pass |
 //! | [`layer_norm`] | Ba et al. 2016, arXiv:1607.06450 | Burn's module | `cpu.rs` | `kernel.rs` | hand-written |

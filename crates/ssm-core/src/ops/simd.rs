@@ -90,7 +90,7 @@ impl<S: Simd> Lanes<S> {
         self.simd.select_f32s(self.simd.less_than_f32s(x, bound), bound, x)
     }
 
-    /// `2^x`, clamped to the normal range of f32.
+    /// `2^x`, not below the smallest normal number of f32.
     #[inline(always)]
     pub(crate) fn exp2(self, x: S::f32s) -> S::f32s {
         let simd = self.simd;
@@ -209,23 +209,65 @@ fn same<T: Copy + 'static, U: Copy + 'static>(value: T) -> U {
     unsafe { std::mem::transmute_copy(&value) }
 }
 
-/// [`Lanes::exp2`] where the processor rounds and scales by a power of two in one instruction each.
+/// `2^(k / 16)`.
+#[cfg(target_arch = "x86_64")]
+const SIXTEENTHS: [f32; 16] = [
+    1.0,
+    1.044_273_7,
+    1.090_507_7,
+    1.138_788_6,
+    1.189_207_1,
+    1.241_857_8,
+    1.296_839_6,
+    1.354_255_6,
+    1.414_213_5,
+    1.476_826_2,
+    1.542_210_8,
+    1.610_490_3,
+    1.681_792_9,
+    1.756_252_2,
+    1.834_008_1,
+    1.915_206_6,
+];
+
+/// Minimax coefficients of `(2^f - 1) / f` on [-1/32, 1/32].
+#[cfg(target_arch = "x86_64")]
+const EXP2_NEAR_ZERO: [f32; 3] = [std::f32::consts::LN_2, 0.240_226_5, 0.055_503_3];
+
+/// [`Lanes::exp2`] where a register holds a table and the processor scales by powers of two: sixteenths
+/// from the table leave half the polynomial.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn exp2_avx512(simd: pulp::x86::V4, x: pulp::f32x16) -> pulp::f32x16 {
     let m = Lanes { simd };
-    // The same range as elsewhere, so that a result does not depend on the instruction set more than
-    // by rounding.
-    let x = m.at_most(m.at_least(x, -126.0), 127.0);
-    let n: pulp::f32x16 = pulp::cast(simd.avx512f._mm512_roundscale_ps::<0>(pulp::cast(x)));
-    let f = m.sub(x, n);
-    let mut p = m.splat(EXP2[5]);
-    for k in (0..5).rev() {
-        p = m.fma(p, f, m.splat(EXP2[k]));
-    }
-    p = m.fma(p, f, m.splat(1.0));
-    pulp::cast(simd.avx512f._mm512_scalef_ps(pulp::cast(p), pulp::cast(n)))
+    // The same lower end as elsewhere. There is no upper one, which would cost a tenth of a scan's forward
+    // pass: scaling ends in infinity.
+    let x = m.at_least(x, -126.0);
+    // 1.5 * 2^19 rounds to sixteenths and leaves their number in the low bits, of which the table takes
+    // the last four.
+    let round = m.splat(786_432.0);
+    let shifted = m.add(x, round);
+    let nearest = m.sub(shifted, round);
+    let f = m.sub(x, nearest);
+    let table: pulp::f32x16 = pulp::cast(SIXTEENTHS);
+    let near: pulp::f32x16 =
+        pulp::cast(simd.avx512f._mm512_permutexvar_ps(pulp::cast(shifted), pulp::cast(table)));
+    let [c1, c2, c3] = EXP2_NEAR_ZERO.map(|c| m.splat(c));
+    let p = m.mul(m.fma(m.fma(c3, f, c2), f, c1), f);
+    // 2^0 is exactly 1: p is zero there.
+    let power = m.fma(near, p, near);
+    pulp::cast(simd.avx512f._mm512_scalef_ps(pulp::cast(power), pulp::cast(nearest)))
 }
+
+/// f32 values in a cache line.
+const LINE: usize = 16;
+
+/// Values between two parts of a [`Scratch`]. Parts of some thousand values would begin at addresses that
+/// differ by multiples of 4096, where a load has to wait for an older store to another part.
+const GAP: usize = 5 * LINE;
+
+/// Most parts of a [`Scratch`].
+const MAX_PARTS: usize = 16;
 
 /// Working memory of one thread, aligned to cache lines so that no register load splits one.
 pub(crate) struct Scratch {
@@ -236,22 +278,21 @@ pub(crate) struct Scratch {
 impl Scratch {
     /// Room for `len` values.
     pub(crate) fn new(len: usize) -> Self {
-        const LINE: usize = 64;
-        let buffer = vec![0.0; len + LINE / size_of::<f32>()];
-        let first = buffer.as_ptr().align_offset(LINE).min(LINE / size_of::<f32>());
+        let buffer = vec![0.0; len + LINE + MAX_PARTS * GAP];
+        let first = buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
         Self { buffer, first }
     }
 
     /// Consecutive parts of the given lengths.
     ///
     /// # Panics
-    /// If they need more room than there is.
+    /// If they need more room than there is, or are more than 16.
     #[inline(always)]
     pub(crate) fn split<const K: usize>(&mut self, lens: [usize; K]) -> [&mut [f32]; K] {
         let mut rest = &mut self.buffer[self.first..];
         lens.map(|len| {
             let (part, tail) = std::mem::take(&mut rest).split_at_mut(len);
-            rest = tail;
+            rest = &mut tail[GAP..];
             part
         })
     }

@@ -104,7 +104,8 @@ impl ConvArgs {
 /// Those of [`ConvArgs`]; the output is `[batch, seq_len, channels]`.
 ///
 /// # Numerics
-/// Sums and activation in f32 for every input dtype, the output in the dtype of `x`. On the CPU, results are bit-equal for any number of threads.
+/// Sums and activation in f32 for every input dtype, the output in the dtype of `x`. On the CPU,
+/// results are bit-equal for any number of threads.
 ///
 /// # Gradients
 /// Every float input, `initial_state` included. First order only.

@@ -8,14 +8,15 @@ use std::mem::MaybeUninit;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::host::{ConvDims, ConvGrads, ConvSlices, Source};
+use super::host::{ConvDims, ConvGrads, ConvSlices};
 use crate::ops::{
     disjoint::{Disjoint, Unwritten},
     simd::{Lanes, sum_outer, write_lanes},
 };
 
-/// SIMD registers of channels in a block.
-const BLOCK_VECTORS: usize = 4;
+/// SIMD registers of channels in a block. With one, what the backward pass carries from step to step
+/// stays in registers: two measured a third slower there.
+const BLOCK_VECTORS: usize = 1;
 
 /// `[batch, seq_len, channels]`
 pub(crate) fn forward(dims: ConvDims, x: &ConvSlices<'_, f32>) -> Vec<f32> {
@@ -128,10 +129,26 @@ impl WithSimd for OneBlock<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { dims, x, block, kernel } = self;
         let m = Lanes { simd };
-        match kernel {
-            Kernel::Forward(out) => forward_block(m, dims, x, block, out),
-            Kernel::Backward(out) => backward_block(m, dims, x, block, out),
+        match dims.d_conv {
+            2 => run::<S, [Row<S>; 2]>(m, dims, x, block, kernel),
+            3 => run::<S, [Row<S>; 3]>(m, dims, x, block, kernel),
+            4 => run::<S, [Row<S>; 4]>(m, dims, x, block, kernel),
+            _ => run::<S, Vec<Row<S>>>(m, dims, x, block, kernel),
         }
+    }
+}
+
+#[inline(always)]
+fn run<S: Simd, T: PerTap<S>>(
+    m: Lanes<S>,
+    dims: ConvDims,
+    x: &ConvSlices<'_, f32>,
+    block: Block,
+    kernel: Kernel<'_>,
+) {
+    match kernel {
+        Kernel::Forward(out) => forward_block::<S, T>(m, dims, x, block, out),
+        Kernel::Backward(out) => backward_block::<S, T>(m, dims, x, block, out),
     }
 }
 
@@ -159,71 +176,116 @@ fn store<S: Simd>(m: Lanes<S>, row: &Row<S>, to: &mut [MaybeUninit<f32>]) {
     }
 }
 
-/// Tap `k` of every channel of the block.
+/// A row for each tap, that of the current step first. The usual widths are arrays, so that their rows
+/// stay in registers.
+trait PerTap<S: Simd>: AsRef<[Row<S>]> + AsMut<[Row<S>]> {
+    fn filled(row: Row<S>, d_conv: usize) -> Self;
+
+    /// Moves every row one step into the past and puts `row` in front.
+    #[inline(always)]
+    fn push(&mut self, row: Row<S>) {
+        let rows = self.as_mut();
+        for lag in (1..rows.len()).rev() {
+            rows[lag] = rows[lag - 1];
+        }
+        rows[0] = row;
+    }
+}
+
+impl<S: Simd, const K: usize> PerTap<S> for [Row<S>; K] {
+    #[inline(always)]
+    fn filled(row: Row<S>, _d_conv: usize) -> Self {
+        [row; K]
+    }
+}
+
+impl<S: Simd> PerTap<S> for Vec<Row<S>> {
+    #[inline(always)]
+    fn filled(row: Row<S>, d_conv: usize) -> Self {
+        vec![row; d_conv]
+    }
+}
+
+/// The filters of the block's channels.
 #[inline(always)]
-fn taps<S: Simd>(m: Lanes<S>, dims: ConvDims, weight: &[f32], block: Block) -> Vec<Row<S>> {
+fn taps<S: Simd, T: PerTap<S>>(m: Lanes<S>, dims: ConvDims, weight: &[f32], block: Block) -> T {
+    let mut taps = T::filled([m.splat(0.0); BLOCK_VECTORS], dims.d_conv);
     let mut values = vec![0.0; block.width];
-    (0..dims.d_conv)
-        .map(|k| {
-            for (channel, value) in values.iter_mut().enumerate() {
-                *value = weight[(block.start + channel) * dims.d_conv + k];
-            }
-            load(m, &values)
-        })
-        .collect()
+    for (lag, tap) in taps.as_mut().iter_mut().enumerate() {
+        for (channel, value) in values.iter_mut().enumerate() {
+            *value = weight[(block.start + channel + 1) * dims.d_conv - 1 - lag];
+        }
+        *tap = load(m, &values);
+    }
+    taps
 }
 
-/// The rows that each tap reads at step `t`, newest first; `None` where the past is hidden.
+/// What the taps see of the steps before the first one, as if step -1 were the current one.
 #[inline(always)]
-fn source<'a>(
+fn history<S: Simd, T: PerTap<S>>(
+    m: Lanes<S>,
     dims: ConvDims,
-    x: &ConvSlices<'a, f32>,
+    x: &ConvSlices<'_, f32>,
     block: Block,
-    t: usize,
-    lag: usize,
-) -> Option<&'a [f32]> {
-    let row = match dims.source(x, block.batch, t, lag)? {
-        Source::Input(row) => &x.x[row..],
-        Source::Initial(row) => &x.initial_state?[row..],
-    };
-    Some(&row[block.start..][..block.width])
+) -> T {
+    let mut window = T::filled([m.splat(0.0); BLOCK_VECTORS], dims.d_conv);
+    if let Some(state) = x.initial_state {
+        for row in 0..dims.d_conv - 1 {
+            let at = (block.batch * (dims.d_conv - 1) + row) * dims.channels + block.start;
+            window.push(load(m, &state[at..][..block.width]));
+        }
+    }
+    window
 }
 
-/// Sum of the taps at step `t`, before the activation.
+/// Moves the window to step `t`; true if the step does not see earlier ones.
 #[inline(always)]
-fn convolve<S: Simd>(
+fn advance<S: Simd, T: PerTap<S>>(
     m: Lanes<S>,
     dims: ConvDims,
     x: &ConvSlices<'_, f32>,
     block: Block,
     t: usize,
-    taps: &[Row<S>],
-    bias: &Row<S>,
-) -> Row<S> {
+    window: &mut T,
+) -> bool {
+    let step = block.batch * dims.seq_len + t;
+    window.push(load(m, &x.x[step * dims.channels + block.start..][..block.width]));
+    let reset = x.resets.is_some_and(|resets| resets[step] != 0.0);
+    if reset {
+        window.as_mut()[1..].fill([m.splat(0.0); BLOCK_VECTORS]);
+    }
+    reset
+}
+
+/// Sum of the taps, before the activation.
+#[inline(always)]
+fn convolve<S: Simd, T: PerTap<S>>(m: Lanes<S>, window: &T, taps: &T, bias: &Row<S>) -> Row<S> {
     let mut sum = *bias;
-    for (lag, tap) in taps.iter().rev().enumerate() {
-        let Some(row) = source(dims, x, block, t, lag) else { continue };
-        let row = load(m, row);
-        for j in 0..BLOCK_VECTORS {
-            sum[j] = m.fma(tap[j], row[j], sum[j]);
-        }
+    for (row, tap) in window.as_ref().iter().zip(taps.as_ref()) {
+        add_product(m, row, tap, &mut sum);
     }
     sum
 }
 
 #[inline(always)]
-fn forward_block<S: Simd>(
+fn bias_of<S: Simd>(m: Lanes<S>, x: &ConvSlices<'_, f32>, block: Block) -> Row<S> {
+    load(m, x.bias.map_or(&[][..], |bias| &bias[block.start..][..block.width]))
+}
+
+#[inline(always)]
+fn forward_block<S: Simd, T: PerTap<S>>(
     m: Lanes<S>,
     dims: ConvDims,
     x: &ConvSlices<'_, f32>,
     block: Block,
     out: &Disjoint<'_>,
 ) {
-    let taps = taps(m, dims, x.weight, block);
-    let bias = x.bias.map_or(&[][..], |bias| &bias[block.start..][..block.width]);
-    let bias = load(m, bias);
+    let taps: T = taps(m, dims, x.weight, block);
+    let bias = bias_of(m, x, block);
+    let mut window: T = history(m, dims, x, block);
     for t in 0..dims.seq_len {
-        let mut y = convolve(m, dims, x, block, t, &taps, &bias);
+        advance(m, dims, x, block, t, &mut window);
+        let mut y = convolve(m, &window, &taps, &bias);
         if x.silu {
             for y in &mut y {
                 *y = m.mul(*y, m.sigmoid(*y));
@@ -236,7 +298,7 @@ fn forward_block<S: Simd>(
 }
 
 #[inline(always)]
-fn backward_block<S: Simd>(
+fn backward_block<S: Simd, T: PerTap<S>>(
     m: Lanes<S>,
     dims: ConvDims,
     x: &ConvSlices<'_, f32>,
@@ -245,19 +307,28 @@ fn backward_block<S: Simd>(
 ) {
     let ConvDims { seq_len, channels, d_conv, .. } = dims;
     let zero = [m.splat(0.0); BLOCK_VECTORS];
-    let taps = taps(m, dims, x.weight, block);
-    let bias = x.bias.map_or(&[][..], |bias| &bias[block.start..][..block.width]);
-    let bias = load(m, bias);
-    let mut grad_taps = vec![zero; d_conv];
+    let taps: T = taps(m, dims, x.weight, block);
+    let bias = bias_of(m, x, block);
+    let mut window: T = history(m, dims, x, block);
+    let mut grad_taps = T::filled(zero, d_conv);
     let mut grad_bias = zero;
-    // Gradients before the activation of the last `d_conv` steps that were visited, step `t` at
-    // `t % d_conv`: backwards in time, the gradient of an input is complete when its step comes.
-    let mut recent = vec![zero; d_conv];
-    for t in (0..seq_len).rev() {
+    // Gradients of the inputs that the current step may read, by their distance from it.
+    let mut pending = T::filled(zero, d_conv);
+    // First input that the current step reads: before step 0 lies the history, if there is one.
+    let mut first = if x.initial_state.is_some() { 1 - d_conv as isize } else { 0 };
+    for t in 0..seq_len {
+        let reset = advance(m, dims, x, block, t, &mut window);
+        pending.push(zero);
+        if reset {
+            for (lag, grad) in pending.as_ref().iter().enumerate().skip(1) {
+                finish(m, dims, block, [t, lag], first, grad, out);
+            }
+            first = t as isize;
+        }
         let at = (block.batch * seq_len + t) * channels + block.start;
         let mut grad = load(m, &out.grad_y[at..][..block.width]);
         if x.silu {
-            let pre = convolve(m, dims, x, block, t, &taps, &bias);
+            let pre = convolve(m, &window, &taps, &bias);
             for j in 0..BLOCK_VECTORS {
                 let gate = m.sigmoid(pre[j]);
                 // d silu / dx = gate (1 + x (1 - gate))
@@ -265,55 +336,56 @@ fn backward_block<S: Simd>(
                 grad[j] = m.mul(grad[j], m.fma(gate, rest, gate));
             }
         }
-        recent[t % d_conv] = grad;
-        let mut sum = zero;
-        for lag in 0..d_conv {
-            let tap = d_conv - 1 - lag;
-            if let Some(row) = source(dims, x, block, t, lag) {
-                let row = load(m, row);
-                for j in 0..BLOCK_VECTORS {
-                    grad_taps[tap][j] = m.fma(grad[j], row[j], grad_taps[tap][j]);
-                }
-            }
-            if t + lag < seq_len && dims.source(x, block.batch, t + lag, lag).is_some() {
-                add_product(m, &recent[(t + lag) % d_conv], &taps[tap], &mut sum);
-            }
+        for lag in 0..taps.as_ref().len() {
+            add_product(m, &grad, &window.as_ref()[lag], &mut grad_taps.as_mut()[lag]);
+            add_product(m, &grad, &taps.as_ref()[lag], &mut pending.as_mut()[lag]);
         }
         for j in 0..BLOCK_VECTORS {
             grad_bias[j] = m.add(grad_bias[j], grad[j]);
         }
-        // SAFETY: blocks own disjoint channels of a batch entry, rows differ in t.
-        store(m, &sum, unsafe { out.x.row(at, block.width) });
+        finish(m, dims, block, [t, d_conv - 1], first, &pending.as_ref()[d_conv - 1], out);
     }
-    if x.initial_state.is_some() {
-        for row in 0..d_conv - 1 {
-            let mut sum = zero;
-            for t in 0..seq_len.min(row + 1) {
-                let lag = t + d_conv - 1 - row;
-                if dims.source(x, block.batch, t, lag).is_some() {
-                    add_product(m, &recent[t % d_conv], &taps[d_conv - 1 - lag], &mut sum);
-                }
-            }
-            let at = (block.batch * (d_conv - 1) + row) * channels + block.start;
-            // SAFETY: blocks own disjoint channels of a batch entry.
-            store(m, &sum, unsafe { out.initial_state.row(at, block.width) });
-        }
+    for (lag, grad) in pending.as_ref()[..d_conv - 1].iter().enumerate() {
+        finish(m, dims, block, [seq_len - 1, lag], first, grad, out);
     }
     let channel = block.batch * channels + block.start;
     // SAFETY: blocks own disjoint channels of a batch entry.
     unsafe {
         let to = out.weight.row(channel * d_conv, block.width * d_conv);
         let mut values = vec![MaybeUninit::uninit(); block.width];
-        for (k, grad) in grad_taps.iter().enumerate() {
+        for (lag, grad) in grad_taps.as_ref().iter().enumerate() {
             store(m, grad, &mut values);
             for (channel, value) in values.iter().enumerate() {
-                to[channel * d_conv + k] = *value;
+                to[(channel + 1) * d_conv - 1 - lag] = *value;
             }
         }
         if x.bias.is_some() {
             store(m, &grad_bias, out.bias.row(channel, block.width));
         }
     }
+}
+
+/// Stores the gradient of the input `lag` steps before step `t`, unless that lies before `first`.
+#[inline(always)]
+fn finish<S: Simd>(
+    m: Lanes<S>,
+    dims: ConvDims,
+    block: Block,
+    [t, lag]: [usize; 2],
+    first: isize,
+    grad: &Row<S>,
+    out: &BackwardOut<'_>,
+) {
+    let ConvDims { seq_len, channels, d_conv, .. } = dims;
+    if (t as isize - lag as isize) < first {
+        return;
+    }
+    let (to, step) = match t.checked_sub(lag) {
+        Some(t) => (&out.x, block.batch * seq_len + t),
+        None => (&out.initial_state, (block.batch + 1) * (d_conv - 1) + t - lag),
+    };
+    // SAFETY: blocks own disjoint channels of a batch entry, rows differ in their step.
+    store(m, grad, unsafe { to.row(step * channels + block.start, block.width) });
 }
 
 /// `sum += a * b`

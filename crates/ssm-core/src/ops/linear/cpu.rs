@@ -204,18 +204,27 @@ pub(in crate::ops) fn transpose(values: &[f32], cols: usize) -> Vec<f32> {
     let mut to = Unwritten::new(values.len());
     to.as_mut_slice().par_chunks_mut(BLOCK * rows).enumerate().for_each(|(block, to)| {
         let first = block * BLOCK;
-        // A block of rows is read from the cache as often as it has columns here.
+        let width = to.len() / rows;
+        // Through a copy: rows that are powers of two apart throw each other out of the cache when they
+        // are read column by column.
+        let mut tile = [[0.0; BLOCK]; BLOCK];
         for start in (0..rows).step_by(BLOCK) {
-            let end = rows.min(start + BLOCK);
+            let height = BLOCK.min(rows - start);
+            for (row, tile) in tile[..height].iter_mut().enumerate() {
+                let from = &values[(start + row) * cols + first..][..width];
+                match from.as_array() {
+                    Some(from) => *tile = *from,
+                    None => tile[..width].copy_from_slice(from),
+                }
+            }
             for (col, to) in to.chunks_exact_mut(rows).enumerate() {
-                let from = values[start * cols + first + col..].iter().step_by(cols);
-                for (to, from) in to[start..end].iter_mut().zip(from) {
-                    to.write(*from);
+                for (to, row) in to[start..start + height].iter_mut().zip(&tile) {
+                    to.write(row[col]);
                 }
             }
         }
     });
-    // SAFETY: every column is in one block, and `from` has a value for each of its rows.
+    // SAFETY: every column is in one block, and its rows in one tile each.
     unsafe { to.written() }
 }
 
@@ -245,8 +254,8 @@ fn forward<B: HostBackend>(
         let product = Product { lhs, rhs, first: 0, n: d_out, k: d_in, add: false };
         let whole = written(rows, d_out, &[product]);
         let part = |(first, n): (usize, usize)| {
-            let rows = whole.chunks_exact(d_out);
-            let y: Vec<f32> = rows.flat_map(|row| &row[first..first + n]).copied().collect();
+            let mut y = Vec::with_capacity(rows * n);
+            whole.chunks_exact(d_out).for_each(|row| y.extend_from_slice(&row[first..first + n]));
             B::tensor(y, part_shape(&shape, n), &like)
         };
         return options.columns().map(part).collect();

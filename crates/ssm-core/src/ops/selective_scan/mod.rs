@@ -173,7 +173,8 @@ impl ScanArgs {
 ///
 /// # Numerics
 /// The state is f32 for every input dtype. Time O(seq_len); saved for the backward pass are the
-/// inputs and the states between chunks (a state every 32 steps on the CPU). On the CPU, results are bit-equal for any number of threads.
+/// inputs and the states between chunks (a state every 32 steps on the CPU). On the CPU, results are
+/// bit-equal for any number of threads.
 ///
 /// # Gradients
 /// Every float input, `initial_state` included, and through `final_state`. First order only.

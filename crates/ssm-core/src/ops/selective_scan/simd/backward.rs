@@ -97,7 +97,7 @@ impl WithSimd for BackwardOp<'_> {
         let chunk = CHUNK_LEN.min(seq_len);
         let this = &self;
         (0..blocks.len()).into_par_iter().for_each_init(
-            || Scratch::new(padded * (4 * d_state + 2 * chunk * d_state + 8 * chunk)),
+            || Scratch::new(padded * (3 * d_state + (2 * chunk + 1) * d_state + 8 * chunk)),
             |scratch, unit| {
                 let block = blocks.get(unit);
                 simd.vectorize(BackwardBlock { op: this, block, scratch, out: &out });
@@ -133,23 +133,22 @@ fn backward_block<S: Simd, const J: usize>(
     let ScanDims { batch, seq_len, d_inner, d_state, n_groups } = dims;
     let padded = J * S::F32_LANES;
     let rows_len = CHUNK_LEN.min(seq_len) * padded;
-    let [a, g, grad_a, h, u, dt, slope, dtu, z, dy, y, grad_delta, before, decay] =
-        scratch.split([
-            d_state * padded,
-            d_state * padded,
-            d_state * padded,
-            d_state * padded,
-            rows_len,
-            rows_len,
-            rows_len,
-            rows_len,
-            rows_len,
-            rows_len,
-            rows_len,
-            rows_len,
-            rows_len * d_state,
-            rows_len * d_state,
-        ]);
+    let [a, g, grad_a, u, dt, slope, dtu, z, dy, y, grad_delta, h, decay] = scratch.split([
+        d_state * padded,
+        d_state * padded,
+        d_state * padded,
+        rows_len,
+        rows_len,
+        rows_len,
+        rows_len,
+        rows_len,
+        rows_len,
+        rows_len,
+        rows_len,
+        // States before each step, and behind the last one.
+        (rows_len + padded) * d_state,
+        rows_len * d_state,
+    ]);
     let zero = m.splat(0.0);
     let a_block = &x.a[block.start * d_state..][..block.width * d_state];
     stage_transposed(a_block, d_state, std::f32::consts::LOG2_E, a);
@@ -190,8 +189,9 @@ fn backward_block<S: Simd, const J: usize>(
                 step_sizes::<S, J>(m, x.delta_softplus, &bias, dt, Some(slope));
                 *dt
             };
+            let (before, after) = h[t * d_state * padded..].split_at_mut(d_state * padded);
             if block.is_reset(dims, x, first + t) {
-                h.fill(0.0);
+                before.fill(0.0);
             }
             let (mut dtu_row, mut sum) = (u, u);
             for j in 0..J {
@@ -201,17 +201,16 @@ fn backward_block<S: Simd, const J: usize>(
             rows_mut::<S, J>(dtu)[t] = dtu_row;
             let row = block.row(dims, first + t);
             let (b, c) = (&x.b[row.clone()], &x.c[row]);
-            let saved = rows_mut::<S, J>(&mut before[t * d_state * padded..])
+            let states = rows::<S, J>(before).iter().zip(rows_mut::<S, J>(after));
+            let decays = rows_mut::<S, J>(&mut decay[t * d_state * padded..])
                 .iter_mut()
-                .zip(rows_mut::<S, J>(&mut decay[t * d_state * padded..]));
-            let states = rows_mut::<S, J>(h).iter_mut().zip(rows::<S, J>(a));
-            for (((h, a), (before, decay)), (b, c)) in states.zip(saved).zip(b.iter().zip(c)) {
+                .zip(rows::<S, J>(a));
+            for (((before, after), (decay, a)), (b, c)) in states.zip(decays).zip(b.iter().zip(c)) {
                 let (b, c) = (m.splat(*b), m.splat(*c));
-                *before = *h;
                 for j in 0..J {
                     decay[j] = m.exp2(m.mul(dt_row[j], a[j]));
-                    h[j] = m.fma(decay[j], h[j], m.mul(dtu_row[j], b));
-                    sum[j] = m.fma(c, h[j], sum[j]);
+                    after[j] = m.fma(decay[j], before[j], m.mul(dtu_row[j], b));
+                    sum[j] = m.fma(c, after[j], sum[j]);
                 }
             }
             if x.z.is_some() {
@@ -241,7 +240,7 @@ fn backward_block<S: Simd, const J: usize>(
                 .iter_mut()
                 .zip(rows_mut::<S, J>(grad_a))
                 .zip(rows::<S, J>(a))
-                .zip(rows::<S, J>(&before[t * d_state * padded..]))
+                .zip(rows::<S, J>(&h[t * d_state * padded..]))
                 .zip(rows::<S, J>(&decay[t * d_state * padded..]));
             let inputs = b.iter().zip(c).zip(grad_b.iter_mut().zip(grad_c));
             for (((((g, grad_a), a), before), decay), ((b, c), (grad_b, grad_c))) in
