@@ -5,7 +5,8 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use ssm_core::ops::cross_entropy::{host, linear_cross_entropy, reference};
 
 use crate::support::{
-    Draw, assert_error, devices, finite_difference, half_devices, relative_rms, tensor, values,
+    Draw, any_device, assert_error, devices, finite_difference, half_devices, relative_rms, tensor,
+    values,
 };
 
 /// Positions, width and rows of the head: one of each, rows that no vector divides and more than a cube
@@ -174,7 +175,7 @@ fn any_number_of_threads_gives_the_same_bits() {
 }
 
 fn refused(hidden: [usize; 2], weight: [usize; 2], targets: &[i32]) {
-    let device = Device::flex();
+    let device = any_device();
     linear_cross_entropy(
         Tensor::ones(hidden, &device),
         Tensor::ones(weight, &device),

@@ -13,7 +13,9 @@ use ssm_core::{
     },
 };
 
-use crate::support::{Draw, assert_error, devices, exact, half_devices, in_a_row, tensor, values};
+use crate::support::{
+    Draw, any_device, assert_error, devices, exact, half_devices, in_a_row, tensor, values,
+};
 
 const EPSILON: f64 = 1e-5;
 
@@ -373,7 +375,7 @@ impl burn::module::ModuleMapper for Rounded {
 
 #[test]
 fn what_has_no_form_for_single_tokens_says_so() {
-    let device = Device::flex();
+    let device = any_device();
     for config in
         [MambaConfig { bias: true, ..config() }, MambaConfig { selective: false, ..config() }]
     {
@@ -387,7 +389,7 @@ fn what_has_no_form_for_single_tokens_says_so() {
 #[test]
 #[should_panic(expected = "decode: axis 0 of `norm` is 4, expected d_in = 3")]
 fn a_norm_of_another_width_panics() {
-    let device = Device::flex();
+    let device = any_device();
     product(Product {
         x: Tensor::ones([1, 3], &device),
         weight: Tensor::ones([2, 3], &device),

@@ -9,7 +9,8 @@ use burn::{
 use ssm_core::ops::layer_norm::{host, layer_norm, sum_layer_norm};
 
 use crate::support::{
-    Draw, assert_error, devices, dot, finite_difference, half_devices, relative_rms, tensor, values,
+    Draw, any_device, assert_error, devices, dot, finite_difference, half_devices, relative_rms,
+    tensor, values,
 };
 
 const EPSILON: f64 = 1e-5;
@@ -191,7 +192,7 @@ fn views_are_read_in_their_order() {
 
 #[test]
 fn nothing_in_nothing_out() {
-    let device = Device::flex();
+    let device = any_device();
     let norm = LayerNormConfig::new(5).init(&device);
     let y = layer_norm(&norm, Tensor::<3>::zeros([0, 3, 5], &device), EPSILON);
     assert_eq!(y.dims(), [0, 3, 5]);
@@ -200,7 +201,7 @@ fn nothing_in_nothing_out() {
 #[test]
 #[should_panic(expected = "layer_norm: axis 0 of `weight` is 4, expected width = 5")]
 fn parameters_of_another_width_panic() {
-    let device = Device::flex();
+    let device = any_device();
     let norm = LayerNormConfig::new(4).init(&device);
     layer_norm(&norm, Tensor::<2>::zeros([3, 5], &device), EPSILON);
 }
@@ -208,7 +209,7 @@ fn parameters_of_another_width_panic() {
 #[test]
 #[should_panic(expected = "layer_norm: `residual` is [3, 4], expected the shape of `x` = [3, 5]")]
 fn a_residual_of_another_shape_panics() {
-    let device = Device::flex();
+    let device = any_device();
     let norm = LayerNormConfig::new(5).init(&device);
     let (x, residual) = (Tensor::<2>::zeros([3, 5], &device), Tensor::zeros([3, 4], &device));
     sum_layer_norm(&norm, x, residual, EPSILON);

@@ -5,7 +5,8 @@ use burn::tensor::{Device, FloatDType, Tensor, activation};
 use ssm_core::ops::pointwise::{gelu, host, masked, neg_exp, reverse};
 
 use crate::support::{
-    Draw, assert_error, devices, dot, finite_difference, half_devices, relative_rms, tensor, values,
+    Draw, any_device, assert_error, devices, dot, finite_difference, half_devices, relative_rms,
+    tensor, values,
 };
 
 const SHAPE: [usize; 3] = [3, 13, 7];
@@ -135,6 +136,6 @@ fn decay_rates_and_masks_agree_with_the_host() {
 #[test]
 #[should_panic(expected = "masked: `mask` is [2, 3], expected the shape of `x` = [3, 2]")]
 fn a_mask_of_another_shape_panics() {
-    let device = Device::flex();
+    let device = any_device();
     masked(Tensor::<2>::ones([3, 2], &device), Tensor::ones([2, 3], &device), 1.0);
 }

@@ -21,6 +21,11 @@ pub(crate) fn devices() -> Vec<(&'static str, Device)> {
     devices
 }
 
+/// One of [`devices`], for what is the same on all of them.
+pub(crate) fn any_device() -> Device {
+    devices().remove(0).1
+}
+
 /// The device that the variable `SSM_TEST_DEVICE` names: what a machine has is not for a build to know.
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "webgpu"))]
 fn gpu() -> Option<(&'static str, Device)> {
