@@ -55,7 +55,7 @@ impl Live {
 /// Zeros in one row of memory: they are written in place, and a device may put space behind the rows of
 /// what has several.
 fn integers<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D, Int> {
-    Tensor::<1, Int>::zeros([shape.iter().product()], (device, DType::I32)).reshape(shape)
+    Tensor::<1, Int>::zeros([shape.iter().product::<usize>()], (device, DType::I32)).reshape(shape)
 }
 
 impl Decoder {
