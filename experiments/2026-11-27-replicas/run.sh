@@ -2,7 +2,7 @@
 # Data-parallel training on the GPUs of one machine: the Mamba-130M recipe with the same 8 x 2048 tokens in
 # every step on 1, 2, 4 of them, as many as there are. From the root of the repository:
 #   experiments/2026-11-27-replicas/run.sh path/to/ssm [part...]
-# Parts, all by default: scale share profile seed kill full. Results go to $OUT (default: a new directory).
+# Parts, all by default: scale share profile seed recipe kill full. Results go to $OUT (default: a new directory).
 #   TOKENS     directory of token shards; by default made of War and Peace and GPT-NeoX's vocabulary in SSM_DATA
 #   PRECISION  f32 (default) or bf16
 #   STEPS      steps of a measured run, 60 by default
@@ -10,7 +10,7 @@
 set -euo pipefail
 ssm=$(realpath "${1:?the binary}")
 shift
-parts=${*:-scale share profile seed kill full}
+parts=${*:-scale share profile seed recipe kill full}
 out=$(realpath "${OUT:-$(mktemp -d)}")
 steps=${STEPS:-60}
 config=configs/lm/mamba_130m.toml
@@ -58,13 +58,13 @@ train() {
     return "$status"
 }
 
-# rate NAME: tokens a second without the first 20 steps, milliseconds a step of 16,384 / SHARE tokens.
+# rate NAME [SHARE] [FIRST]: tokens a second after the first 20 or FIRST steps, milliseconds of 16,384 / SHARE tokens.
 rate() {
-    python3 - "$out/$1" "${2:-1}" <<'PY'
+    python3 - "$out/$1" "${2:-1}" "${3:-20}" <<'PY'
 import json, re, sys
 run, share = sys.argv[1], int(sys.argv[2])
 rows = [json.loads(line) for line in open(run + "/metrics.jsonl")]
-rates = [row["samples_per_sec"] for row in rows if row["split"] == "train" and row["step"] > 20]
+rates = [row["samples_per_sec"] for row in rows if row["split"] == "train" and row["step"] > int(sys.argv[3])]
 tokens = len(rates) / sum(1 / rate for rate in rates)
 memory = {}
 for line in open(run + ".memory"):
@@ -150,6 +150,40 @@ for run, other in pairs:
     gaps = [abs(curves[run][s] - curves[other][s]) for s in curves[other]]
     mean = sum(gaps) / len(gaps)
     print(f"{run} and {other}: at most {max(gaps):.6f} nats apart, {mean:.6f} on average")
+PY
+fi
+
+# What a step of the recipe is: half a million tokens, here 32 micro-batches of 8 x 2048, shared among the GPUs.
+if has recipe; then
+    echo "== the recipe's step: 32 micro-batches of 8 x 2048 tokens; the warm-up of the recipe"
+    own=(--set log.every_steps=1 --set schedule.cosine.warmup_steps=480)
+    for n in "${counts[@]}"; do train "ready$n" "$n" 8 "$n" 2 "${own[@]}"; done
+    echo "gpus  tokens/s  efficiency  GiB of each"
+    for n in "${counts[@]}"; do
+        train "recipe$n" "$n" 8 32 12 "${own[@]}"
+        read -r tokens _ memory < <(rate "recipe$n" 1 3)
+        [ "$n" != 1 ] || one=$tokens
+        awk -v n="$n" -v t="$tokens" -v o="$one" -v g="$memory" \
+            'BEGIN { printf "%4d  %8d  %9.1f%%  %s\n", n, t, 100 * t / o / n, g }' | tee -a "$out/recipe.txt"
+    done
+    train recipe_seed1 "$most" 8 32 12 "${own[@]}" --set run.seed=1
+    runs=()
+    for n in "${counts[@]}"; do runs+=("$out/recipe$n"); done
+    "$ssm" compare "${runs[@]}" "$out/recipe_seed1" --output "$out/recipe.html" > /dev/null
+    python3 - "$out" "${counts[@]}" <<'PY'
+import json, sys
+out, runs = sys.argv[1], [f"recipe{n}" for n in sys.argv[2:]] + ["recipe_seed1"]
+curves = {}
+for run in runs:
+    rows = map(json.loads, open(f"{out}/{run}/metrics.jsonl"))
+    curves[run] = {row["step"]: row["loss"] for row in rows if row["split"] == "train"}
+with open(f"{out}/recipe.csv", "w") as file:
+    print(",".join(["step"] + runs), file=file)
+    for step in sorted(curves[runs[0]]):
+        print(",".join([str(step)] + [f"{curves[run][step]:.6f}" for run in runs]), file=file)
+for run in runs[1:]:
+    gaps = [abs(curves[run][step] - loss) for step, loss in curves[runs[0]].items()]
+    print(f"{run} and recipe1: at most {max(gaps):.6f} nats apart, {sum(gaps) / len(gaps):.6f} on average")
 PY
 fi
 
