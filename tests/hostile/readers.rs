@@ -1,5 +1,5 @@
 //! The readers of files that come from elsewhere, each with good files of every kind that it reads:
-//! what `tests/hostile.rs` changes at random, and `fuzz/` guided by the code that is reached.
+//! what `tests/hostile.rs` changes at random.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -112,10 +112,7 @@ pub(crate) fn reader(name: &str) -> Reader {
 }
 
 fn root(path: &str) -> PathBuf {
-    // The same for this package and for the one in `fuzz/`.
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let repository = if package.ends_with("fuzz") { package.join("..") } else { package.into() };
-    repository.join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 fn corpus(folder: &str, endings: &[&str]) -> Vec<File> {

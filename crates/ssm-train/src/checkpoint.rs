@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
@@ -357,9 +358,9 @@ impl Checkpoint {
     /// [`Error::Checkpoint`] for a model of another structure.
     pub fn model<M: Module>(&self, model: M) -> Result<M, Error> {
         let bytes = Bytes::from_bytes_vec(self.model.clone());
-        let loaded =
-            ModuleRecord::from_bytes(bytes).and_then(|record| model.try_load_record(record));
-        loaded.map_err(|error| self.does_not_fit(MODEL, &error.to_string()))
+        let load =
+            || ModuleRecord::from_bytes(bytes).and_then(|record| model.try_load_record(record));
+        self.guarded(MODEL, load)?.map_err(|error| self.does_not_fit(MODEL, &error.to_string()))
     }
 
     /// `optimizer` with the state of the checkpoint.
@@ -373,7 +374,7 @@ impl Checkpoint {
         let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(self.optimizer.clone()))
             .map_err(|error| self.does_not_fit(OPTIMIZER, &error.to_string()))?;
         let tensors = record.len();
-        let optimizer = optimizer.load_record(record);
+        let optimizer = self.guarded(OPTIMIZER, || optimizer.load_record(record))?;
         // Burn leaves out what it cannot rebuild, without a word.
         let loaded = optimizer.to_record().len();
         if loaded != tensors {
@@ -381,6 +382,15 @@ impl Checkpoint {
             return Err(self.does_not_fit(OPTIMIZER, &problem));
         }
         Ok(optimizer)
+    }
+
+    /// Burn panics at some records that are whole and wrong, as at integers in the place of floats.
+    fn guarded<R>(&self, file: &str, load: impl FnOnce() -> R) -> Result<R, Error> {
+        catch_unwind(AssertUnwindSafe(load)).map_err(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            self.does_not_fit(file, text.as_deref().unwrap_or("Burn cannot read it"))
+        })
     }
 
     fn does_not_fit(&self, file: &str, problem: &str) -> Error {

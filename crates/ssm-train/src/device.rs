@@ -176,9 +176,7 @@ pub(crate) fn is_processor(backend: &str) -> bool {
 pub(crate) fn has_nccl(backend: &str, index: usize) -> Result<bool, Error> {
     #[cfg(feature = "cuda")]
     if backend == "cuda" {
-        use cubecl::cuda::CudaDevice;
-        let client = cubecl::Device::Cuda(CudaDevice::new(index)).client();
-        return if client.has_device_transport() { Ok(true) } else { Err(no_nccl(backend)) };
+        return if gpu::has_transport(index) { Ok(true) } else { Err(no_nccl(backend)) };
     }
     let _ = (backend, index);
     Ok(false)

@@ -12,6 +12,13 @@ use cubecl::wgpu::wgpu;
 
 use crate::machine;
 
+/// Whether a library was found that moves data between CUDA devices.
+#[cfg(feature = "cuda")]
+pub(super) fn has_transport(index: usize) -> bool {
+    let device = cubecl::cuda::CudaDevice::new(index);
+    cubecl::Device::Cuda(device).client().has_device_transport()
+}
+
 /// The devices of a backend, cards before processors that play one.
 pub(super) fn devices(backend: &str) -> Vec<Device> {
     let mut devices = match backend {
