@@ -38,7 +38,6 @@ use tracing_subscriber::{
     Layer,
     filter::{LevelFilter, filter_fn},
     layer::SubscriberExt,
-    util::SubscriberInitExt,
 };
 
 /// Tensors of some megabytes are made and dropped all the time; the system's allocator returns each to
@@ -249,7 +248,10 @@ fn listen(
         }
         None => (None, None),
     };
-    tracing_subscriber::registry().with(messages).with(spans).init();
+    let subscriber = tracing_subscriber::registry().with(messages).with(spans);
+    // Not by `init`, which may also take what crates log: the engine listens to that, and says what is
+    // of use in it. This is the first subscriber, so it is taken.
+    let _ = tracing::subscriber::set_global_default(subscriber);
     Ok(guard)
 }
 
