@@ -120,7 +120,7 @@ impl DataDirs {
 /// Which device runs a finished model.
 #[derive(Args)]
 struct DeviceArgs {
-    /// Backend, `flex` or `ndarray`, with an index as in `cuda:0` where there are several devices.
+    /// Backend, such as `flex` or `cuda`, with an index as in `cuda:0` where there are several devices.
     /// Default: the one that trained the run.
     #[arg(long, value_name = "BACKEND[:INDEX]")]
     device: Option<String>,

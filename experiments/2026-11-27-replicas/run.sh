@@ -155,8 +155,8 @@ fi
 
 # What a step of the recipe is: half a million tokens, here 32 micro-batches of 8 x 2048, shared among the GPUs.
 if has recipe; then
-    echo "== the recipe's step: 32 micro-batches of 8 x 2048 tokens; the warm-up of the recipe"
-    own=(--set log.every_steps=1 --set schedule.cosine.warmup_steps=480)
+    echo "== the recipe's step: 32 micro-batches of 8 x 2048 tokens, at a rate of its warm-up"
+    own=(--set log.every_steps=1 --set 'schedule={constant={}}' --set optim.adamw.lr=1e-4)
     for n in "${counts[@]}"; do train "ready$n" "$n" 8 "$n" 2 "${own[@]}"; done
     echo "gpus  tokens/s  efficiency  GiB of each"
     for n in "${counts[@]}"; do

@@ -128,6 +128,27 @@ fn half_precision_is_summed_in_f32() {
 }
 
 #[test]
+fn a_factor_that_bf16_does_not_have_scales_both_gradients() {
+    // Three times that lies in the middle between two numbers of bf16, 0.4 % from both.
+    const FACTOR: f64 = 2056.0 / 3.0;
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let case = Case::new([70, 24, 640]);
+    for (name, device) in half_devices() {
+        let by = |factor: f64| {
+            let op = |hidden: Tensor<2>, weight: Tensor<2>, targets: &[i32]| {
+                linear_cross_entropy(hidden, weight, targets, 1 << 20) * factor
+            };
+            case.run(FloatDType::BF16, &device, op)
+        };
+        let (once, scaled) = (by(1.0), by(FACTOR));
+        for i in [1, 2] {
+            let ratio = dot(&scaled[i], &once[i]) / dot(&once[i], &once[i]) / FACTOR;
+            assert!((ratio - 1.0).abs() < 1e-3, "{} on {name}: {ratio}", NAMES[i]);
+        }
+    }
+}
+
+#[test]
 fn without_autodiff_there_is_the_loss_alone() {
     for (name, device) in devices() {
         let case = Case::new([33, 8, 1027]);

@@ -14,7 +14,7 @@ use burn::{
         },
         tensor::FloatTensor,
     },
-    tensor::Shape,
+    tensor::{FloatDType, Shape},
 };
 
 use super::extension::{
@@ -38,8 +38,10 @@ impl<B: Backend + CrossEntropyOps> Backward<B, 2> for CrossEntropy {
         let factor = B::float_reshape(grads.consume::<B>(&ops.node), Shape::from([1, 1]));
         for (parent, grad) in ops.parents.into_iter().zip(ops.state) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
-                let factor = B::float_cast(factor.clone(), grad.dtype().into());
-                grads.register::<B>(parent.id, B::float_mul(grad, factor));
+                // In f32: the factor may be a number of targets, which bf16 cannot count.
+                let dtype = grad.dtype().into();
+                let product = B::float_mul(B::float_cast(grad, FloatDType::F32), factor.clone());
+                grads.register::<B>(parent.id, B::float_cast(product, dtype));
             }
         }
     }

@@ -259,6 +259,9 @@ pub fn argmax(logits: Tensor<2>, chosen: Chosen, n_vocab: usize) -> Chosen {
     );
     check_shape("decode", "newest", chosen.newest.dims(), [("batch", batch)]);
     check_shape("decode", "count", chosen.count.dims(), [("batch", batch)]);
+    let [_, capacity] = chosen.ring.dims();
+    assert!(capacity > 0, "decode: axis 1 of `ring` is 0, expected at least 1");
+    check_shape("decode", "ring", chosen.ring.dims(), [("batch", batch), ("capacity", capacity)]);
     let chosen = ChosenPrimitives {
         newest: chosen.newest.into_dispatch(),
         ring: chosen.ring.into_dispatch(),
