@@ -143,7 +143,9 @@ fn a_factor_that_bf16_does_not_have_scales_both_gradients() {
         let (once, scaled) = (by(1.0), by(FACTOR));
         for i in [1, 2] {
             let ratio = dot(&scaled[i], &once[i]) / dot(&once[i], &once[i]) / FACTOR;
-            assert!((ratio - 1.0).abs() < 1e-3, "{} on {name}: {ratio}", NAMES[i]);
+            // Products of two numbers of eight bits are rounded too, here up by 0.18 % on average; a
+            // rounded factor would make 0.39 % of it.
+            assert!((ratio - 1.0).abs() < 2.5e-3, "{} on {name}: {ratio}", NAMES[i]);
         }
     }
 }
