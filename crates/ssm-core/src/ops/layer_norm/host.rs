@@ -42,11 +42,11 @@ pub fn backward(x: &[f64], weight: &[f64], grad_y: &[f64], epsilon: f64) -> Grad
         let scaled = |i: usize| grad_y[i] * weight[i];
         let sum: f64 = (0..width).map(scaled).sum();
         let product: f64 = (0..width).map(|i| scaled(i) * normal(i)).sum();
-        for i in 0..width {
+        for (i, grad_y) in grad_y.iter().enumerate() {
             let shift = (sum + normal(i) * product) / width as f64;
             grads.x.push(r * (scaled(i) - shift));
-            grads.weight[i] += grad_y[i] * normal(i);
-            grads.bias[i] += grad_y[i];
+            grads.weight[i] += grad_y * normal(i);
+            grads.bias[i] += grad_y;
         }
     }
     grads
