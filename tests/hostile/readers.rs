@@ -64,12 +64,18 @@ const LARGEST_ALLOWED: usize = 64 << 20;
 /// A file: its name, which may decide how it is read, and its bytes.
 pub(crate) type File = (String, Vec<u8>);
 
+/// Takes the name of a file and its bytes.
+type Read = Box<dyn Fn(&str, &[u8])>;
+
+/// The name of a reader, and what makes it ready.
+type Known = (&'static str, fn() -> Reader);
+
 /// A reader, ready to read.
 pub(crate) struct Reader {
     /// Good files of every kind.
     pub(crate) files: Vec<File>,
     /// Reads a file of this name or refuses it with a message; anything else is a panic.
-    read: Box<dyn Fn(&str, &[u8])>,
+    read: Read,
 }
 
 impl Reader {
@@ -92,7 +98,7 @@ impl Reader {
 }
 
 /// Every reader by its name.
-pub(crate) const READERS: &[(&str, fn() -> Reader)] = &[
+pub(crate) const READERS: &[Known] = &[
     ("archives", archives),
     ("configurations", configurations),
     ("features", features_of_slides),

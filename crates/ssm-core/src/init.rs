@@ -86,9 +86,8 @@ pub fn dt_bias(init: &mut Init, d_inner: usize, dt_min: f64, dt_max: f64, floor:
 }
 
 #[cfg(test)]
+#[cfg(feature = "flex")]
 mod tests {
-    #![cfg(feature = "flex")]
-
     use super::*;
 
     fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

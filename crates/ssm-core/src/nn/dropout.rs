@@ -59,9 +59,8 @@ fn mask(len: usize, keep: f64, key: u64) -> Vec<f32> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "flex")]
 mod tests {
-    #![cfg(feature = "flex")]
-
     use burn::tensor::DType;
 
     use super::*;
