@@ -85,8 +85,8 @@ pub fn dt_bias(init: &mut Init, d_inner: usize, dt_min: f64, dt_max: f64, floor:
     })
 }
 
-#[cfg(test)]
 #[cfg(feature = "flex")]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -58,8 +58,8 @@ fn mask(len: usize, keep: f64, key: u64) -> Vec<f32> {
     words.iter().map(|word| if u32::from_le_bytes(*word) < bound { scale } else { 0.0 }).collect()
 }
 
-#[cfg(test)]
 #[cfg(feature = "flex")]
+#[cfg(test)]
 mod tests {
     use burn::tensor::DType;
 
