@@ -176,12 +176,12 @@ fn the_recurrence_agrees_with_the_host_and_moves_on() {
             let z = draw.uniform(batch * stride, -2.0, 2.0);
             let projected = draw.uniform(batch * (dt_rank + 2 * d_state), -1.0, 1.0);
             let dt_weight = draw.uniform(d_inner * dt_rank, -0.5, 0.5);
-            let dt_bias = draw.uniform(d_inner, -4.0, 0.0);
+            let mut dt_bias_d = draw.uniform(d_inner, -4.0, 0.0);
             let a_log = draw.uniform(d_inner * d_state, -1.0, 2.0);
-            let d = draw.uniform(d_inner, -1.0, 1.0);
+            dt_bias_d.extend(draw.uniform(d_inner, -1.0, 1.0));
             let before = draw.uniform(batch * d_inner * d_state, -1.0, 1.0);
             let params =
-                StateParams { dt_weight: &dt_weight, dt_bias: &dt_bias, a_log: &a_log, d: &d };
+                StateParams { dt_weight: &dt_weight, dt_bias_d: &dt_bias_d, a_log: &a_log };
             let mut after = before.clone();
             let rows = |values| Rows { values, stride };
             let truth = host::state(rows(&u), rows(&z), &projected, params, &mut after, batch);
@@ -190,9 +190,8 @@ fn the_recurrence_agrees_with_the_host_and_moves_on() {
                 z: tensor(&z, [batch, stride], &device),
                 projected: tensor(&projected, [batch, dt_rank + 2 * d_state], &device),
                 dt_weight: tensor(&dt_weight, [d_inner, dt_rank], &device),
-                dt_bias: tensor(&dt_bias, [d_inner], &device),
+                dt_bias_d: tensor(&dt_bias_d, [2, d_inner], &device),
                 a_log: tensor(&a_log, [d_inner, d_state], &device),
-                d: tensor(&d, [d_inner], &device),
                 state: in_a_row(&before, [batch, d_inner, d_state], &device),
             });
             let what = format!("{batch} x {d_inner}, rank {dt_rank}, state {d_state} on {name}");

@@ -23,9 +23,9 @@ pub(super) struct MambaDecoder {
     taps: Tensor<2>,
     conv_bias: Option<Tensor<1>>,
     dt_weight: Tensor<2>,
-    dt_bias: Tensor<1>,
+    /// `[2, d_inner]`
+    dt_bias_d: Tensor<2>,
     a_log: Tensor<2>,
-    d: Tensor<1>,
     state: MambaState,
 }
 
@@ -64,9 +64,11 @@ impl MambaDecoder {
             conv_bias: mamba.conv1d.bias.as_ref().map(|bias| f32s(bias.val())),
             dt_weight: rows(mamba.dt_proj.weight.val()),
             // `init` gives `dt_proj` a bias.
-            dt_bias: f32s(mamba.dt_proj.bias.as_ref()?.val()),
+            dt_bias_d: copied(
+                Tensor::stack(vec![mamba.dt_proj.bias.as_ref()?.val(), mamba.d.val()], 0),
+                FloatDType::F32,
+            ),
             a_log: copied(mamba.a_log.val(), FloatDType::F32),
-            d: f32s(mamba.d.val()),
             state: MambaState {
                 conv: copied(state.conv.clone(), FloatDType::F32),
                 ssm: copied(state.ssm.clone(), FloatDType::F32),
@@ -86,9 +88,8 @@ impl MambaDecoder {
             z,
             projected,
             dt_weight: self.dt_weight.clone(),
-            dt_bias: self.dt_bias.clone(),
+            dt_bias_d: self.dt_bias_d.clone(),
             a_log: self.a_log.clone(),
-            d: self.d.clone(),
             state: self.state.ssm.clone(),
         });
         self.state.ssm = ssm;

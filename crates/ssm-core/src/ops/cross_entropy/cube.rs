@@ -18,7 +18,7 @@ use super::{
     kernel::softmax_rows,
 };
 use crate::ops::{
-    cube::{cast, check_len, cubes, elem, empty_f32, rows, sum_all},
+    cube::{cast, check_device, check_len, cubes, elem, empty_f32, rows, sum_all},
     linear::kernel::{product, sum_of_rows},
 };
 
@@ -76,6 +76,7 @@ impl CrossEntropyOps for CubeBackend {
     ) -> CrossEntropyResult<Self> {
         let [n, d_model]: [usize; 2] = input.hidden.shape().dims();
         let (dtype, weight_dtype) = (input.hidden.dtype, input.weight.dtype);
+        check_device("cross_entropy", &input.hidden, &[dtype, weight_dtype], 3);
         let hidden = rows(input.hidden);
         let weight = cast(rows(input.weight), dtype);
         let mean = (1.0 / count(&targets) as f64) as f32;

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::ops::{
     cube::{
-        cast, check_len, elem, empty, empty_f32, has_planes, independent, is_cuda, rows, rows_f32,
-        rows_f32_or, rows_or, vector_size,
+        cast, check_device, check_len, elem, empty, empty_f32, has_planes, independent, is_cuda,
+        rows, rows_f32, rows_f32_or, rows_or, vector_size,
     },
     primitive::Maybe,
 };
@@ -38,6 +38,12 @@ fn own(op: &str, what: &str, tensor: &CubeTensor) {
     );
 }
 
+/// The past of a convolution, and a buffer that is never written for a convolution of width one, which
+/// has none: nothing that a kernel may write can be without elements, or be bound twice.
+fn written(past: CubeTensor) -> CubeTensor {
+    if past.meta.num_elements() == 0 { empty_f32(&past, [1]) } else { past }
+}
+
 /// Largest vector that divides both.
 fn common_vector(a: usize, b: usize) -> usize {
     vector_size(a).min(vector_size(b))
@@ -48,6 +54,7 @@ fn product(
     conv: Option<ConvPrimitives<B>>,
     epsilon: f32,
 ) -> CubeTensor {
+    check_device("decode_product", &input.x, &[input.x.dtype, input.weight.dtype], 8);
     let (x, weight) = (rows_f32(input.x), rows(input.weight));
     let [batch, stride]: [usize; 2] = x.shape().dims();
     let [d_out, d_in]: [usize; 2] = weight.shape().dims();
@@ -80,12 +87,9 @@ fn product(
             (channels, form.d_conv) = (of_taps, d_conv);
             let bias = bias.into_option().map(rows_f32);
             form.bias = bias.is_some();
-            // With a width of one there is no past.
-            let past = if d_conv > 1 { past } else { y.clone() };
-            (taps, bias.unwrap_or_else(|| x.clone()), past)
+            (taps, bias.unwrap_or_else(|| x.clone()), written(past))
         }
-        // Without a convolution nothing is written there.
-        None => (x.clone(), x.clone(), y.clone()),
+        None => (x.clone(), x.clone(), empty_f32(&x, [1])),
     };
     let count = CubeCount::Static(d_out.div_ceil(span * per_cube) as u32, batch as u32, 1);
     let dtype = elem(&weight);
@@ -119,6 +123,7 @@ fn product(
 
 fn conv(x: CubeTensor, conv: ConvPrimitives<B>) -> (CubeTensor, CubeTensor) {
     let ConvPrimitives { taps, bias, past } = conv;
+    check_device("decode_conv", &x, &[x.dtype], 5);
     own("decode_conv", "past", &past);
     let (x, taps) = (rows(x), rows_f32(taps));
     let [batch, stride]: [usize; 2] = x.shape().dims();
@@ -138,8 +143,7 @@ fn conv(x: CubeTensor, conv: ConvPrimitives<B>) -> (CubeTensor, CubeTensor) {
             x.into_tensor_arg(),
             taps.into_tensor_arg(),
             bias.into_tensor_arg(),
-            // With a width of one there is no past.
-            (if d_conv > 1 { past.clone() } else { u.clone() }).into_tensor_arg(),
+            written(past.clone()).into_tensor_arg(),
             u.clone().into_tensor_arg(),
             len,
             stride,
@@ -154,12 +158,12 @@ fn conv(x: CubeTensor, conv: ConvPrimitives<B>) -> (CubeTensor, CubeTensor) {
 }
 
 fn state(input: StatePrimitives<B>) -> (CubeTensor, CubeTensor) {
-    let StatePrimitives { u, z, projected, dt_weight, dt_bias, a_log, d, state } = input;
+    let StatePrimitives { u, z, projected, dt_weight, dt_bias_d, a_log, state } = input;
+    check_device("decode_state", &u, &[u.dtype, dt_weight.dtype], 8);
     own("decode_state", "state", &state);
     let u = rows(u);
     let (z, projected) = (rows(cast(z, u.dtype)), rows(cast(projected, u.dtype)));
-    let (dt_weight, dt_bias) = (rows(dt_weight), rows_f32(dt_bias));
-    let (a_log, d) = (rows_f32(a_log), rows_f32(d));
+    let (dt_weight, dt_bias_d, a_log) = (rows(dt_weight), rows_f32(dt_bias_d), rows_f32(a_log));
     let [batch, d_inner, d_state]: [usize; 3] = state.shape().dims();
     check_len("decode_state", "`state`", batch * d_inner * d_state);
     let ([_, stride_u], [_, stride_z]): ([usize; 2], [usize; 2]) =
@@ -186,9 +190,8 @@ fn state(input: StatePrimitives<B>) -> (CubeTensor, CubeTensor) {
             z.into_tensor_arg(),
             projected.into_tensor_arg(),
             dt_weight.into_tensor_arg(),
-            dt_bias.into_tensor_arg(),
+            dt_bias_d.into_tensor_arg(),
             a_log.into_tensor_arg(),
-            d.into_tensor_arg(),
             state.clone().into_tensor_arg(),
             y.clone().into_tensor_arg(),
             len,
@@ -211,6 +214,7 @@ fn add_norm(
     epsilon: f32,
     dtype: FloatDType,
 ) -> (CubeTensor, CubeTensor) {
+    check_device("decode_add_norm", &x, &[DType::from(dtype)], 4);
     // The caller lets go of `x`, so that its buffer is free to take the sum.
     own("decode_add_norm", "x", &x);
     let [batch, width]: [usize; 2] = x.shape().dims();
@@ -239,6 +243,7 @@ fn add_norm(
 }
 
 fn argmax(logits: CubeTensor, chosen: ChosenPrimitives<B>, n_vocab: usize) -> ChosenPrimitives<B> {
+    check_device("decode_argmax", &logits, &[logits.dtype], 4);
     let logits = rows(logits);
     let [batch, stride]: [usize; 2] = logits.shape().dims();
     let ChosenPrimitives { newest, ring, count } = chosen;
@@ -267,6 +272,7 @@ fn argmax(logits: CubeTensor, chosen: ChosenPrimitives<B>, n_vocab: usize) -> Ch
 }
 
 fn copy(from: CubeTensor, to: Maybe<B>, dtype: FloatDType) -> CubeTensor {
+    check_device("decode_copy", &from, &[from.dtype, DType::from(dtype)], 2);
     let from = rows(from);
     let len = from.meta.num_elements();
     let to = match to.into_option() {
@@ -279,6 +285,10 @@ fn copy(from: CubeTensor, to: Maybe<B>, dtype: FloatDType) -> CubeTensor {
         }
         None => empty(&from, from.shape(), DType::from(dtype)),
     };
+    // Buffers without elements cannot be bound everywhere: the past of a convolution of width one.
+    if len == 0 {
+        return to;
+    }
     let (count, dim) = independent(len);
     let dtypes = [elem(&from), elem(&to)];
     // SAFETY: units check their place, and both have `len` elements.
@@ -348,6 +358,7 @@ impl DecodeOps for CubeBackend {
     }
 
     fn decode_set(to: IntTensor<Self>, from: IntTensor<Self>) -> IntTensor<Self> {
+        check_device("decode_set", &from, &[], 2);
         let from = rows(from);
         for (what, tensor) in [("to", &to), ("from", &from)] {
             own("decode_set", what, tensor);

@@ -120,12 +120,10 @@ pub fn conv<T: Float>(
 pub struct StateParams<'a, T> {
     /// `[d_inner, dt_rank]`
     pub dt_weight: &'a [T],
-    /// `[d_inner]`
-    pub dt_bias: &'a [T],
+    /// Bias of the step size and `D`, `[2, d_inner]`
+    pub dt_bias_d: &'a [T],
     /// `[d_inner, d_state]`
     pub a_log: &'a [T],
-    /// `[d_inner]`
-    pub d: &'a [T],
 }
 
 /// A step of the recurrence: `u` are the first columns of their rows, `z` the last, `projected` is `[batch,
@@ -141,8 +139,9 @@ pub fn state<T: Float>(
     state: &mut [T],
     batch: usize,
 ) -> Vec<T> {
-    let StateParams { dt_weight, dt_bias, a_log, d } = params;
-    let d_inner = d.len();
+    let StateParams { dt_weight, dt_bias_d, a_log } = params;
+    let d_inner = dt_bias_d.len() / 2;
+    let (dt_bias, d) = dt_bias_d.split_at(d_inner);
     let (dt_rank, d_state) = (dt_weight.len() / d_inner, a_log.len() / d_inner);
     let mut y = Vec::with_capacity(batch * d_inner);
     for row in 0..batch {

@@ -236,16 +236,15 @@ pub(super) fn conv<E: Float>(
 
 /// A step of the recurrence, one unit for each channel of a sequence.
 ///
-/// `dt_weight`: `[d_inner, dt_turns]` vectors; `state` and `a_log`: `[.., turns]` vectors.
+/// `dt_weight`: `[d_inner, dt_turns]` vectors; `dt_bias_d`: `[2, d_inner]`; `state` and `a_log`: `[.., turns]` vectors.
 #[cube(launch_unchecked)]
 pub(super) fn state<E: Float, W: Float, R: Size, V: Size>(
     u: &Tensor<E>,
     z: &Tensor<E>,
     projected: &Tensor<E>,
     dt_weight: &Tensor<Vector<W, R>>,
-    dt_bias: &Tensor<f32>,
+    dt_bias_d: &Tensor<f32>,
     a_log: &Tensor<Vector<f32, V>>,
-    d: &Tensor<f32>,
     state: &mut Tensor<Vector<f32, V>>,
     y: &mut Tensor<E>,
     len: usize,
@@ -265,7 +264,7 @@ pub(super) fn state<E: Float, W: Float, R: Size, V: Size>(
         let rank = comptime!(dt_turns * rank_size);
         let d_state = comptime!(turns * size);
         let row = entry * comptime!(rank + 2 * d_state);
-        let mut dt = dt_bias[channel];
+        let mut dt = dt_bias_d[channel];
         #[unroll]
         for turn in 0..dt_turns {
             let weight = Vector::<f32, R>::cast_from(dt_weight[channel * dt_turns + turn]);
@@ -279,7 +278,7 @@ pub(super) fn state<E: Float, W: Float, R: Size, V: Size>(
         let u = f32::cast_from(u[entry * stride_u + channel]);
         let z = f32::cast_from(z[(entry + 1) * stride_z - d_inner + channel]);
         let input = delta * u;
-        let mut sum = d[channel] * u;
+        let mut sum = dt_bias_d[d_inner + channel] * u;
         #[unroll]
         for turn in 0..turns {
             let at = ABSOLUTE_POS * turns + turn;

@@ -158,12 +158,10 @@ pub struct StateStep {
     pub projected: Tensor<2>,
     /// `[d_inner, dt_rank]`
     pub dt_weight: Tensor<2>,
-    /// `[d_inner]`
-    pub dt_bias: Tensor<1>,
+    /// Bias of the step size and skip `D`, `[2, d_inner]`: one tensor, as WebGPU binds few
+    pub dt_bias_d: Tensor<2>,
     /// `[d_inner, d_state]`
     pub a_log: Tensor<2>,
-    /// `[d_inner]`
-    pub d: Tensor<1>,
     /// `[batch, d_inner, d_state]`, f32; overwritten
     pub state: Tensor<3>,
 }
@@ -191,17 +189,15 @@ pub fn state(step: StateStep) -> (Tensor<2>, Tensor<3>) {
         step.dt_weight.dims(),
         [("d_inner", d_inner), ("", dt_rank)],
     );
-    check_shape("decode", "dt_bias", step.dt_bias.dims(), [("d_inner", d_inner)]);
+    check_shape("decode", "dt_bias_d", step.dt_bias_d.dims(), [("", 2), ("d_inner", d_inner)]);
     check_shape("decode", "a_log", step.a_log.dims(), [("d_inner", d_inner), ("d_state", d_state)]);
-    check_shape("decode", "d", step.d.dims(), [("d_inner", d_inner)]);
     let (y, state) = <Dispatch as DecodeOps>::decode_state(StatePrimitives {
         u: step.u.into_dispatch(),
         z: step.z.into_dispatch(),
         projected: step.projected.into_dispatch(),
         dt_weight: step.dt_weight.into_dispatch(),
-        dt_bias: step.dt_bias.into_dispatch(),
+        dt_bias_d: step.dt_bias_d.into_dispatch(),
         a_log: step.a_log.into_dispatch(),
-        d: step.d.into_dispatch(),
         state: step.state.into_dispatch(),
     });
     (Tensor::from_dispatch(y), Tensor::from_dispatch(state))

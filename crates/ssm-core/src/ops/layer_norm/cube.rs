@@ -14,11 +14,14 @@ use super::{
 };
 use crate::ops::{
     cube::{
-        cast, check_len, column_sums, cubes, elem, empty, empty_f32, rows, rows_f32, rows_f32_or,
-        vector_size,
+        cast, check_device, check_len, column_sums, cubes, elem, empty, empty_f32, rows, rows_f32,
+        rows_f32_or, vector_size,
     },
     primitive::Maybe,
 };
+
+/// Buffers of the backward kernel, which has the most.
+const BUFFERS: usize = 6;
 
 /// Units of a cube, at most.
 const UNITS: usize = 256;
@@ -41,6 +44,7 @@ struct Launch {
 
 impl Launch {
     fn new(input: LayerNormPrimitives<CubeBackend>) -> Self {
+        check_device("layer_norm", &input.x, &[input.x.dtype], BUFFERS);
         let [n_rows, width] = matrix(&input.x.shape());
         check_len("layer_norm", "`x`", n_rows * width);
         let vector = vector_size(width);

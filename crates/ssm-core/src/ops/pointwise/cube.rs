@@ -70,6 +70,7 @@ impl PointwiseOps for CubeBackend {
     }
 
     fn neg_exp(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        check_device("neg_exp", &x, &[x.dtype], 2);
         let x = rows(x);
         let y = empty(&x, x.shape(), x.dtype);
         let len = x.meta.num_elements();
@@ -93,6 +94,7 @@ impl PointwiseOps for CubeBackend {
     }
 
     fn masked(x: FloatTensor<Self>, mask: FloatTensor<Self>, scale: f32) -> FloatTensor<Self> {
+        check_device("masked", &x, &[x.dtype, mask.dtype], 3);
         let (x, mask) = (rows(x), rows(mask));
         let mask = cast(mask, x.dtype);
         let y = empty(&x, x.shape(), x.dtype);
