@@ -6,6 +6,7 @@
 #   TOKENS     directory of token shards; by default made of War and Peace and GPT-NeoX's vocabulary in SSM_DATA
 #   PRECISION  f32 (default) or bf16
 #   STEPS      steps of a measured run, 60 by default
+#   RECIPE_STEPS  steps of a run of the part `recipe`, 12 by default; one GPU takes 2.5 s for each
 #   LAYERS     layers of the model, 24 by default
 set -euo pipefail
 ssm=$(realpath "${1:?the binary}")
@@ -13,6 +14,7 @@ shift
 parts=${*:-scale share profile seed recipe kill full}
 out=$(realpath "${OUT:-$(mktemp -d)}")
 steps=${STEPS:-60}
+recipe_steps=${RECIPE_STEPS:-12}
 config=configs/lm/mamba_130m.toml
 
 # NVLink multicast stays off; NCCL is found by the name `libnccl.so`.
@@ -77,6 +79,25 @@ print(f"{tokens:.0f} {16384 / share / tokens * 1e3:.2f} {'/'.join(f'{m / 1024:.1
 PY
 }
 
+# spans NAME LABEL: medians of the spans of a step of a run with `--profile`, ms, of its first replica.
+spans() {
+    python3 - "$out/$1.json" "$2" "${3:-5}" <<'PY'
+import collections, json, statistics, sys
+skip = int(sys.argv[3])
+spans, open_ = collections.defaultdict(list), {}
+for event in json.load(open(sys.argv[1])):
+    key = (event.get("tid"), event.get("name"))
+    if event.get("ph") == "B":
+        open_[key] = event["ts"]
+    elif event.get("ph") == "E" and key in open_:
+        spans[key].append((event["ts"] - open_.pop(key)) / 1e3)
+leader = next((tid for tid, name in spans if name == "optimizer"), None)
+names = ["data", "forward", "backward", "collective", "norm", "optimizer"]
+found = {n: statistics.median(spans[leader, n][skip:]) for n in names if len(spans[leader, n]) > skip}
+print(f"{sys.argv[2]}:", ", ".join(f"{name} {ms:.2f}" for name, ms in found.items()))
+PY
+}
+
 if has scale; then
     echo "== the same 8 x 2048 tokens a step; first a run that fills the caches of kernels"
     train warm 1 8 1 10
@@ -108,20 +129,7 @@ if has profile; then
     echo "== medians of the spans of a step, ms, the device waited for after each (replica 0)"
     for n in "${counts[@]}"; do
         train "profile$n" "$n" $((8 / n)) "$n" 20 --profile "$out/profile$n.json"
-        python3 - "$out/profile$n.json" "$n" <<'PY' | tee -a "$out/profile.txt"
-import collections, json, statistics, sys
-spans, open_ = collections.defaultdict(list), {}
-for event in json.load(open(sys.argv[1])):
-    key = (event.get("tid"), event.get("name"))
-    if event.get("ph") == "B":
-        open_[key] = event["ts"]
-    elif event.get("ph") == "E" and key in open_:
-        spans[key].append((event["ts"] - open_.pop(key)) / 1e3)
-leader = next((tid for tid, name in spans if name == "optimizer"), None)
-names = ["data", "forward", "backward", "collective", "norm", "optimizer"]
-found = {n: statistics.median(spans[leader, n][5:]) for n in names if len(spans[leader, n]) > 5}
-print(f"{sys.argv[2]} GPU:", ", ".join(f"{name} {ms:.2f}" for name, ms in found.items()))
-PY
+        spans "profile$n" "$n GPU" | tee -a "$out/profile.txt"
     done
 fi
 
@@ -160,13 +168,16 @@ if has recipe; then
     for n in "${counts[@]}"; do train "ready$n" "$n" 8 "$n" 2 "${own[@]}"; done
     echo "gpus  tokens/s  efficiency  GiB of each"
     for n in "${counts[@]}"; do
-        train "recipe$n" "$n" 8 32 12 "${own[@]}"
+        train "recipe$n" "$n" 8 32 "$recipe_steps" "${own[@]}"
         read -r tokens _ memory < <(rate "recipe$n" 1 3)
         [ "$n" != 1 ] || one=$tokens
         awk -v n="$n" -v t="$tokens" -v o="$one" -v g="$memory" \
             'BEGIN { printf "%4d  %8d  %9.1f%%  %s\n", n, t, 100 * t / o / n, g }' | tee -a "$out/recipe.txt"
     done
-    train recipe_seed1 "$most" 8 32 12 "${own[@]}" --set run.seed=1
+    train recipe_seed1 "$most" 8 32 "$recipe_steps" "${own[@]}" --set run.seed=1
+    # Spans of micro-batches, and the one collective, norm and optimiser of a step; the device is waited for.
+    train recipe_profile "$most" 8 32 4 "${own[@]}" --profile "$out/recipe_profile.json"
+    spans recipe_profile "$most GPU, recipe" 1 | tee -a "$out/recipe.txt"
     runs=()
     for n in "${counts[@]}"; do runs+=("$out/recipe$n"); done
     "$ssm" compare "${runs[@]}" "$out/recipe_seed1" --output "$out/recipe.html" > /dev/null
