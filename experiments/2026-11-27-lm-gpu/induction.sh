@@ -25,7 +25,8 @@ if [ -z "${WEIGHTS:=}" ]; then WEIGHTS=$([ -n "$DECAY" ] && echo best || echo la
 if [ -z "${DEVICES+x}" ]; then
     DEVICES=$(nvidia-smi --list-gpus 2> /dev/null | awk '{ printf "cuda:%d ", NR - 1 }') || DEVICES=
 fi
-read -ra devices <<< "${DEVICES:-flex}"
+# Two scores at a time on each GPU: one alone waits for its launches.
+read -ra devices <<< "${DEVICES:+$DEVICES }${DEVICES:-flex}"
 started=$(date +%s)
 mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
