@@ -41,9 +41,9 @@ for name, (trained, valid, tables) in runs.items():
     last = trained[-1] if trained else {"step": 0, "loss": float("nan")}
     print(f"{name}: {last['step']}, {pace(trained):.1f}, {last['loss']:.5f}, {said}{'' if tables else ', not scored'}")
 
-print("\ninduction heads, passkey: accuracy by length")
+print("\npasskey: accuracy by length")
 for name, (_, _, tables) in runs.items():
-    if name.startswith(("induction", "passkey")):
+    if name.startswith("passkey"):
         print(name, " ".join(f"{length}: {100 * accuracy:.1f}" for length, (accuracy, _) in by_length(tables).items()))
 
 print("\nCOPY: longest tested length up to which at least 95 % of the letters are right; accuracy by length")

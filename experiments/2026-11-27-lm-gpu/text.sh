@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
 # Language models of text on GPUs: characters of Shakespeare at the size of nanoGPT's model, and WikiText-2's validation
-# text from a model of War and Peace and TinyStories. About seven minutes on one GPU, four on several.
-#   OUT=DIR SSM_DATA=DIR text.sh SSM [shakespeare] [books]
-#   DEVICES  GPUs, as in "cuda:0 cuda:1"; default: those that nvidia-smi lists, else the CPU
-#   SECS     time of a run in seconds; it is then cut, and scored with the best weights so far, 220
-#   STEPS    steps of every run instead of its own number, to try the script
+# text from a model of War and Peace and TinyStories. About five minutes on two GPUs.
+#   OUT=DIR SSM_DATA=DIR text.sh SSM [books] [shakespeare]
+#   DEVICES     GPUs, as in "cuda:0 cuda:1"; default: those that nvidia-smi lists, else the CPU
+#   PER_DEVICE  runs at a time on each of them, 2
+#   SECS        time of a run in seconds; it is then cut, and scored with the best weights so far, 220
+#   TOTAL       time of all of them: a run that would start with less than a minute left does not, 480
+#   STEPS       steps of every run instead of its own number, to try the script
 set -euo pipefail
 ssm=$(realpath "$1")
 shift
-groups=${*:-shakespeare books}
+groups=${*:-books shakespeare}
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 : "${OUT:?a directory for results}" "${SSM_DATA:?the directory with data sets}" "${SECS:=220}" "${STEPS:=}"
+: "${PER_DEVICE:=2}" "${TOTAL:=480}"
+deadline=$(($(date +%s) + TOTAL))
 if [ -z "${DEVICES+x}" ]; then
     DEVICES=$(nvidia-smi --list-gpus 2> /dev/null | awk '{ printf "cuda:%d ", NR - 1 }') || DEVICES=
 fi
@@ -23,11 +27,14 @@ OUT=$(realpath "$OUT")
 run() {
     device=$1 name=$2 config=$3
     shift 3
+    secs=$((deadline - $(date +%s) - 20))
+    if [ "$secs" -lt 40 ]; then return 0; fi
+    if [ "$secs" -gt "$SECS" ]; then secs=$SECS; fi
     arguments=("$root/configs/lm/$config.toml" --quiet --device "$device" --data-dir "$OUT" --data-dir "$SSM_DATA"
         --set "run.dir=$OUT/runs" --set "run.name=$name")
     for word in "$@"; do arguments+=(--set "$word"); done
     if [ -n "$STEPS" ]; then arguments+=(--set "train.steps=$STEPS" --set 'schedule={constant={}}'); fi
-    timeout -s INT -k 30 "$SECS" "$ssm" train "${arguments[@]}" > "$OUT/$name.txt" 2> "$OUT/$name.log" || true
+    timeout -s INT -k 30 "$secs" "$ssm" train "${arguments[@]}" > "$OUT/$name.txt" 2> "$OUT/$name.log" || true
     if [ ! -e "$OUT/runs/$name/result.json" ]; then
         last=$(ls "$OUT/runs/$name/checkpoints" 2> /dev/null | sed -n 's/^step_0*//p' | sort -n | tail -n 1)
         if [ -n "$last" ]; then
@@ -43,11 +50,19 @@ jobs=()
 for group in $groups; do
     case $group in
     shakespeare)
-        jobs+=("shakespeare shakespeare_char_mamba_10m")
-        if [ ${#devices[@]} -gt 2 ]; then
-            jobs+=("shakespeare_drop shakespeare_char_mamba_10m model.dropout=0.35 train.steps=3500")
-            jobs+=("shakespeare_slow shakespeare_char_mamba_10m optim.adamw.lr=1e-3 train.steps=3500")
-        fi
+        # The model knows the text by heart after some hundred steps: schedules that end about there, and what holds it up.
+        char="shakespeare_char_mamba_10m train.eval_every_steps=50 train.patience=1000"
+        for variant in \
+            "600_drop2 train.steps=600 model.dropout=0.2" \
+            "600_drop3 train.steps=600 model.dropout=0.3" \
+            "800_drop3 train.steps=800 model.dropout=0.3" \
+            "800_drop4 train.steps=800 model.dropout=0.4" \
+            "800_drop3_decay train.steps=800 model.dropout=0.3 optim.adamw.weight_decay=1.0" \
+            "600_drop3_fast train.steps=600 model.dropout=0.3 optim.adamw.lr=3e-3" \
+            "1200_drop3_batch32 train.steps=1200 model.dropout=0.3 train.batch_size=32" \
+            "500_drop3_batch128 train.steps=500 model.dropout=0.3 train.batch_size=128 optim.adamw.lr=3e-3"; do
+            jobs+=("shakespeare_${variant%% *} $char schedule={cosine={warmup_steps=100,min_factor=0.0}} ${variant#* }")
+        done
         ;;
     books)
         # War and Peace is at hand with the line ends of another system, which the other texts do not have.
@@ -63,14 +78,18 @@ for group in $groups; do
         ;;
     esac
 done
-# The runs of a device one after the other, the devices side by side.
-for i in "${!devices[@]}"; do
-    for ((j = i; j < ${#jobs[@]}; j += ${#devices[@]})); do
-        # shellcheck disable=SC2086
-        run "${devices[$i]}" ${jobs[$j]}
-    done &
-done
-wait
+# Places for runs: each takes the next job when it is free.
+printf '%s\0' "${jobs[@]}" > "$OUT/jobs"
+place() {
+    set -euo pipefail
+    set -f
+    read -ra words <<< "$1"
+    read -ra devices <<< "${DEVICES:-flex}"
+    run "${devices[$((SLOT % ${#devices[@]}))]}" "${words[@]}"
+}
+export -f run place
+export ssm root OUT SSM_DATA DEVICES SECS STEPS deadline
+xargs -0 -a "$OUT/jobs" -n 1 -P $((PER_DEVICE * ${#devices[@]})) --process-slot-var=SLOT bash -c 'place "$0"' || true
 {
     python3 - "$OUT" "$SSM_DATA" << 'PYTHON'
 import gzip, json, math, pathlib, sys

@@ -1,13 +1,13 @@
 #!/bin/sh
 # Loss curves of one small recipe in f32 and bf16 on every backend of a machine, beside the noise of two seeds.
 #   SSM=target/release/ssm SSM_DATA=data OUT=results sh run.sh
-# Leaves summary.txt, curves.csv and compare.html in $OUT. Runs are separate processes, side by side; one whose
+# Leaves summary.txt, curves.csv, picture.svg and compare.html in $OUT. Runs are separate processes, side by side; one whose
 # backend the machine or the program does not have is named and left out. The first run is what others are compared to.
 set -eu
 root=$(dirname "$0")/../..
 : "${SSM:?the program ssm}" "${SSM_DATA:?a directory with lm/tinyshakespeare_input.txt}" "${OUT:?a directory for results}"
 : "${STEPS:=500}" "${EVERY:=25}" "${THREADS:=4}" "${SECS:=200}"
-: "${RUNS:=flex_f32_1 flex_f32_2 flex_bf16_1 cuda_f32_1 cuda_f32_2 cuda_bf16_1 cuda_bf16_2 vulkan_f32_1}"
+: "${RUNS:=flex_f32_1 flex_f32_2 flex_bf16_1 cuda_f32_1 cuda_f32_2 cuda_bf16_1 cuda_bf16_2 vulkan_f32_1 vulkan_f32_2}"
 export SSM_DATA RAYON_NUM_THREADS="$THREADS"
 mkdir -p "$OUT/logs"
 rm -rf "$OUT/runs"
@@ -81,6 +81,7 @@ done_runs=
         }'
 } > "$OUT/summary.txt"
 cat "$OUT/summary.txt"
+python3 "$(dirname "$0")/picture.py" "$OUT/curves.csv" "$OUT/picture.svg"
 # shellcheck disable=SC2046
 "$SSM" compare $(for run in $done_runs; do echo "$OUT/runs/$run"; done) --output "$OUT/compare.html" \
     > "$OUT/logs/compare.txt"

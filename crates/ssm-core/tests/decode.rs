@@ -251,7 +251,8 @@ fn the_likeliest_token_is_chosen_and_remembered() {
                 }
                 let best = host::argmax(Rows { values: &logits, stride: n_rows }, n_vocab);
                 chosen = argmax(tensor(&logits, [batch, n_rows], &device), chosen, n_vocab);
-                let best: Vec<i32> = best.into_iter().map(|token| token as i32).collect();
+                let best: Vec<i32> =
+                    best.into_iter().map(|token| token.expect("finite logits") as i32).collect();
                 assert!(best.iter().all(|token| *token as usize == n_vocab / 3));
                 assert_eq!(ids(&chosen.newest), best, "{n_rows} rows on {name}");
                 for (row, token) in best.iter().enumerate() {
@@ -262,6 +263,34 @@ fn the_likeliest_token_is_chosen_and_remembered() {
             }
             let set = set(chosen.newest, integers(&vec![3; batch], [batch], &device));
             assert_eq!(ids(&set), vec![3; batch], "{name}");
+        }
+    }
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_remembered_as_no_token() {
+    const N_ROWS: usize = 700;
+    for (name, device) in devices() {
+        for lost in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for places in [vec![0], vec![1], vec![698], (0..N_ROWS).collect()] {
+                let mut logits = Draw::new(3).uniform(3 * N_ROWS, -1.0, 1.0);
+                // The second sequence loses some, the others only what stands for no token.
+                places.iter().for_each(|place| logits[N_ROWS + place] = lost);
+                (0..3).for_each(|row| logits[row * N_ROWS + N_ROWS - 1] = lost);
+                let best = host::argmax(Rows { values: &logits, stride: N_ROWS }, N_ROWS - 1);
+                let token = |row: usize| best[row].map_or(-1, |token| token as i32);
+                let chosen = Chosen {
+                    newest: integers(&[7; 3], [3], &device),
+                    ring: integers(&[7; 3], [3, 1], &device),
+                    count: integers(&[0; 3], [3], &device),
+                };
+                let logits = tensor(&logits, [3, N_ROWS], &device);
+                let chosen = argmax(logits, chosen, N_ROWS - 1);
+                let what = format!("{lost} at {places:?} on {name}");
+                assert_eq!(ids(&chosen.ring), [token(0), -1, token(2)], "{what}");
+                assert_eq!(ids(&chosen.newest), [token(0), 0, token(2)], "{what}");
+                assert!(token(0) >= 0 && token(2) >= 0, "{what}");
+            }
         }
     }
 }

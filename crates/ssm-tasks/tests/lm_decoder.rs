@@ -140,3 +140,52 @@ fn every_device_generates_the_texts_of_the_processor() {
     };
     assert_eq!(texts(&device()), texts(&Device::flex()));
 }
+
+/// Weights that hold what is no number: neither the tokens that were chosen on the device nor a text come
+/// out of it.
+#[test]
+fn what_is_not_a_number_is_no_token() {
+    struct Broken;
+    impl ModuleMapper for Broken {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let embedding = D == 2 && param.val().dims()[0] == 16;
+            // Of the embedding only the last token's row, which is read and is a logit.
+            let row = |tensor: Tensor<D>| {
+                let shape = tensor.dims();
+                let [n_rows, width] = [shape[0], shape[1]];
+                let ids = Tensor::<1, Int>::arange(0..n_rows as i64, &tensor.device());
+                let last = ids.equal_elem(N_VOCAB as i64 - 1).reshape([n_rows, 1]);
+                tensor.mask_fill(last.expand([n_rows, width]).reshape(shape), f32::NAN)
+            };
+            if embedding { param.map(row) } else { param }
+        }
+    }
+    let device = device();
+    let broken = model(MIXER, &device).map(&mut Broken);
+    let said = "choosing a token: the logits of text 1 are not finite numbers";
+    for captured in [false, true] {
+        let state = broken.init_state(2).unwrap();
+        let decoder = Decoder::new(&broken, &state, 2, N_VOCAB, FloatDType::F32, 3);
+        let mut decoder = decoder.unwrap();
+        if captured {
+            decoder.capture();
+        }
+        decoder.feed(&[1, 2]);
+        let _ = decoder.step();
+        let _ = decoder.step();
+        let error = decoder.chosen().unwrap_err();
+        assert!(error.to_string().ends_with(said), "{error}");
+        assert!(error.hint().unwrap().contains("ssm doctor"));
+    }
+    let tokenizer = Tokenizer::new(Vocabulary::Numbers(N_VOCAB)).unwrap();
+    for temperature in [0.0, 1.0] {
+        let request = GenerateRequest {
+            prompts: vec!["1 2".to_owned()],
+            max_tokens: Some(8),
+            sampling: Sampling { temperature, ..Sampling::default() },
+            ..GenerateRequest::default()
+        };
+        let done = generate(&broken, &tokenizer, &request, &mut |_, _| panic!("a text"));
+        assert!(done.unwrap_err().to_string().ends_with(said), "{temperature}");
+    }
+}

@@ -52,14 +52,10 @@ pub(super) fn sigmoid(x: f32, #[comptime] cuda: bool) -> f32 {
     select(x >= 0.0, r, e * r)
 }
 
-/// `ln(1 + e^x)` and its derivative.
-///
-/// `ln(1 + e) = 2 artanh(s)` with `s = e / (2 + e) <= 1/3`, a series that loses nothing when `e` is
-/// small and needs no logarithm.
+/// `2 artanh(s)` for `s` up to a third: `ln(1 + x)` with `s = x / (2 + x)`, a series that loses nothing
+/// when `x` is small and needs no logarithm.
 #[cube]
-pub(super) fn softplus(x: f32, #[comptime] cuda: bool) -> (f32, f32) {
-    let (e, r) = logistic(x, cuda);
-    let s = if comptime!(cuda) { e * recip_approx(2.0 + e) } else { e / (2.0 + e) };
+fn twice_artanh(s: f32) -> f32 {
     let q = s * s;
     let mut series = q * 0.076_923_08 + 0.090_909_09;
     series = series * q + 0.111_111_11;
@@ -67,8 +63,22 @@ pub(super) fn softplus(x: f32, #[comptime] cuda: bool) -> (f32, f32) {
     series = series * q + 0.2;
     series = series * q + 0.333_333_34;
     series = series * q + 1.0;
+    2.0 * s * series
+}
+
+/// `ln(1 + x)` for `x` from 0 to 1.
+#[cube]
+pub(super) fn ln_1p(x: f32) -> f32 {
+    twice_artanh(x / (2.0 + x))
+}
+
+/// `ln(1 + e^x)` and its derivative.
+#[cube]
+pub(super) fn softplus(x: f32, #[comptime] cuda: bool) -> (f32, f32) {
+    let (e, r) = logistic(x, cuda);
+    let s = if comptime!(cuda) { e * recip_approx(2.0 + e) } else { e / (2.0 + e) };
     let positive = select(x > 0.0, x, 0.0);
-    (positive + 2.0 * s * series, select(x >= 0.0, r, e * r))
+    (positive + twice_artanh(s), select(x >= 0.0, r, e * r))
 }
 
 /// The sum of `value` over the units of a cube, the same bits in each.

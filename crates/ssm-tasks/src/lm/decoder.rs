@@ -123,7 +123,7 @@ impl Decoder {
     /// The last greedily chosen tokens of every sequence, oldest first.
     ///
     /// # Errors
-    /// A device failure.
+    /// A device failure, and logits that were not finite numbers since so many tokens.
     pub fn chosen(&self) -> Result<Vec<Vec<u32>>, Error> {
         let chosen = self.live.borrow().chosen.clone();
         let failed = |reason: String| Error::Device {
@@ -134,11 +134,28 @@ impl Decoder {
         let read = |data: Result<Vec<i32>, String>| data.map_err(failed);
         let ring = read(chosen.ring.try_into_vec_as().map_err(|e| e.to_string()))?;
         let count = read(chosen.count.try_into_vec_as().map_err(|e| e.to_string()))?;
-        let row = |(row, count): (&[i32], &i32)| {
+        let row = |(place, (row, count)): (usize, (&[i32], &i32))| {
             let count = *count as usize;
             let first = count.saturating_sub(self.capacity);
-            (first..count).map(|at| row[at % self.capacity] as u32).collect()
+            let tokens = (first..count).map(|at| row[at % self.capacity]);
+            tokens
+                .map(|token| u32::try_from(token).map_err(|_| lost(&self.device, place)))
+                .collect()
         };
-        Ok(ring.chunks(self.capacity).zip(&count).map(row).collect())
+        ring.chunks(self.capacity).zip(&count).enumerate().map(row).collect()
+    }
+}
+
+/// The error of a text, counted from 0, whose next token has logits that are no finite numbers.
+pub(super) fn lost(device: &Device, text: usize) -> Error {
+    Error::Device {
+        device: format!("{device:?}"),
+        message: format!(
+            "choosing a token: the logits of text {} are not finite numbers",
+            text + 1
+        ),
+        hint: Some(
+            "`ssm doctor` tests the device; the weights may hold NaN or overflow".to_owned(),
+        ),
     }
 }

@@ -8,7 +8,7 @@ use ssm_core::{mixers::State, nn::BackboneState};
 use ssm_train::error::Error;
 
 use super::{
-    decoder::Decoder,
+    decoder::{Decoder, lost},
     initial,
     model::MambaLm,
     random::{Purpose, stream},
@@ -41,7 +41,8 @@ pub type Emit<'a> = dyn FnMut(usize, &str) -> Result<bool, Error> + 'a;
 ///
 /// # Errors
 /// [`Error::Usage`] for settings out of range, a prompt that the vocabulary cannot write, and an empty
-/// prompt where no token stands for the beginning of a text; what `emit` fails with; a device failure.
+/// prompt where no token stands for the beginning of a text; what `emit` fails with; a device failure,
+/// and logits that are not finite numbers.
 pub fn generate(
     model: &MambaLm,
     tokenizer: &Tokenizer,
@@ -89,6 +90,9 @@ pub fn generate(
             let first = place * n_rows;
             // Rows of the padding stand for no token.
             let values = &values[first..first + tokenizer.n_vocab()];
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(lost(&model.device(), row.index));
+            }
             if row.next(values, request, tokenizer, emit)? {
                 going_on.push(place);
             }

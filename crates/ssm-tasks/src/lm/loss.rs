@@ -1,6 +1,6 @@
 //! The loss: what a model leaves unsaid of each target, in nats.
 
-use burn::tensor::{FloatDType, Int, Tensor, TensorData, activation};
+use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use ssm_core::ops::cross_entropy::linear_cross_entropy;
 
 use super::{
@@ -27,6 +27,9 @@ impl Targets {
 /// Logits that a loss holds at once: of a vocabulary of 50,000 they are most of the memory otherwise.
 const LOGITS_MAX: usize = 1 << 27;
 
+/// Less than any logit, and no infinity, of which differences are no number.
+const LOWEST: f32 = -1e30;
+
 /// Normed outputs of the last block at the positions with a target, `[n_targets, d_model]`.
 ///
 /// `hidden`: `[batch, seq_len, d_model]`; there is at least one target.
@@ -48,11 +51,28 @@ pub(super) fn mean(model: &MambaLm, hidden: Tensor<3>, targets: &Targets) -> Ten
 }
 
 /// Cross-entropy of every target in nats, `[n]`, in f32; `logits`: `[n, n_rows]`.
+///
+/// `ln(1 + e^x)` of what all other tokens weigh beside the target: `-log_softmax` is the same number, but
+/// zero in f32 where a model is sure to more than sixteen nats, and such losses still select weights.
 pub(super) fn cross_entropy(logits: Tensor<2>, targets: &[i32]) -> Tensor<1> {
-    let tokens = TensorData::new(targets.to_vec(), [targets.len(), 1]);
-    let tokens = Tensor::<2, Int>::from_data(tokens, &logits.device());
-    let logits = logits.cast(FloatDType::F32);
-    -activation::log_softmax(logits, 1).gather(1, tokens).squeeze_dim(1)
+    let [_, n_rows] = logits.dims();
+    let most = (LOGITS_MAX / 2 / n_rows).max(1);
+    let parts = targets.chunks(most).enumerate().map(|(i, targets)| {
+        let n = targets.len();
+        let logits = logits.clone().narrow(0, i * most, n).cast(FloatDType::F32);
+        let device = logits.device();
+        let tokens = TensorData::new(targets.to_vec(), [n, 1]);
+        let tokens = Tensor::<2, Int>::from_data(tokens, &device);
+        let said = logits.clone().gather(1, tokens.clone()); // [n, 1]
+        let rows = Tensor::<1, Int>::arange(0..n_rows as i64, &device).unsqueeze_dim::<2>(0);
+        let is_target = rows.expand([n, n_rows]).equal(tokens.expand([n, n_rows]));
+        let others = (logits - said).mask_fill(is_target, LOWEST);
+        let max = others.clone().max_dim(1);
+        let x = (others - max.clone()).exp().sum_dim(1).log() + max; // [n, 1]
+        let loss = x.clone().clamp_min(0.0) + (-x.abs()).exp().log1p();
+        loss.squeeze_dim::<1>(1)
+    });
+    Tensor::cat(parts.collect(), 0)
 }
 
 #[cfg(test)]
@@ -90,5 +110,20 @@ mod tests {
         for (got, whole) in values(mean(&model, hidden(), &targets)).iter().zip(&whole) {
             assert!((got - whole).abs() < 1e-6, "{got} is not {whole}");
         }
+    }
+
+    /// Where a model is sure, and where it is sure of something else.
+    #[test]
+    fn losses_far_below_the_rounding_of_one_are_exact() {
+        let device = Device::flex();
+        let logits =
+            Tensor::<2>::from_floats([[40.0, 1.0, 0.0, 0.0], [9.0, 1.0, 0.0, -50.0]], &device);
+        let losses = |targets: &[i32]| -> Vec<f32> {
+            cross_entropy(logits.clone(), targets).into_data().try_into_vec_as().unwrap()
+        };
+        let others = (1_f64.exp() + 2.0) * (-40_f64).exp();
+        let [sure, wrong] = losses(&[0, 3])[..] else { panic!("two losses") };
+        assert!((f64::from(sure) / others - 1.0).abs() < 1e-5, "{sure} is not {others}");
+        assert!((wrong - 59.000_46).abs() < 1e-4, "{wrong}");
     }
 }

@@ -21,8 +21,8 @@ use super::{
 /// Tokens that a model reads at once in an evaluation; longer sequences go through its state.
 const CHUNK: usize = 2048;
 
-/// Tokens of a batch of an evaluation, at most: four sequences of a million.
-const BATCH_TOKENS: usize = 1 << 22;
+/// Tokens of a batch of an evaluation, at most: sixteen sequences of a million.
+const BATCH_TOKENS: usize = 1 << 24;
 
 /// Sums over the targets of a split.
 #[derive(Clone, Debug, Default)]

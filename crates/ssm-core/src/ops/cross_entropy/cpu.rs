@@ -58,7 +58,9 @@ impl WithSimd for Row<'_> {
         }
         let max = rest.iter().copied().fold(simd.reduce_max_f32s(max), f32::max);
         let (to_base_2, shift) = (m.splat(std::f32::consts::LOG2_E), m.splat(max));
-        let mut sum = 0.0;
+        // The target stays out of the sum, as a one in f32 would hide what is left of the others.
+        logits[target] = f32::NEG_INFINITY;
+        let mut others = 0.0;
         for logits in logits.chunks_mut(PIECE) {
             let mut piece = m.splat(0.0);
             for logits in logits.chunks_mut(lanes) {
@@ -67,17 +69,19 @@ impl WithSimd for Row<'_> {
                 // Read again, zero behind the end of the row.
                 piece = m.add(piece, simd.partial_load_f32s(logits));
             }
-            sum += f64::from(simd.reduce_sum_f32s(piece));
+            others += f64::from(simd.reduce_sum_f32s(piece));
         }
+        let distance = f64::from(max) - f64::from(said);
+        let sum = others + (-distance).exp();
         if let Some(scale) = scale {
             let factor = m.splat((f64::from(scale) / sum) as f32);
             for logits in logits.chunks_mut(lanes) {
                 let share = m.mul(simd.partial_load_f32s(logits), factor);
                 simd.partial_store_f32s(logits, share);
             }
-            logits[target] -= scale;
+            logits[target] = (-f64::from(scale) * others / sum) as f32;
         }
-        f64::from(max) + sum.ln() - f64::from(said)
+        if distance == 0.0 { others.ln_1p() } else { distance + sum.ln() }
     }
 }
 

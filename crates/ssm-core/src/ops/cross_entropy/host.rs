@@ -26,11 +26,16 @@ pub fn cross_entropy(hidden: &[f64], weight: &[f64], targets: &[i32], d_model: u
         let dot = |w: &[f64]| hidden.iter().zip(w).map(|(h, w)| h * w).sum::<f64>();
         let logits: Vec<f64> = weight.chunks_exact(d_model).map(dot).collect();
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
-        out.loss += (max + sum.ln() - logits[target]) / count;
+        // The share of the target is one less those of the others, which are added up without it: they
+        // may be less than what is rounded off a one.
+        let shares = logits.iter().map(|z| (z - max).exp()).enumerate();
+        let others: f64 = shares.filter(|(j, _)| *j != target).map(|(_, share)| share).sum();
+        let distance = max - logits[target];
+        let sum = others + (-distance).exp();
+        out.loss += if distance == 0.0 { others.ln_1p() } else { distance + sum.ln() } / count;
         for (j, z) in logits.iter().enumerate() {
-            let one = f64::from(u8::from(j == target));
-            let grad = ((z - max).exp() / sum - one) / count;
+            let share = if j == target { -others } else { (z - max).exp() };
+            let grad = share / sum / count;
             for k in 0..d_model {
                 out.hidden[row.start + k] += grad * weight[j * d_model + k];
                 out.weight[j * d_model + k] += grad * hidden[k];

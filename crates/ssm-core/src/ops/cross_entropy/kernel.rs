@@ -12,7 +12,7 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
-use crate::ops::kernel::{highest, total};
+use crate::ops::kernel::{highest, ln_1p, total};
 
 /// Less than any logit, and no infinity, which WGSL cannot spell.
 const LOWEST: f32 = -1e30;
@@ -20,7 +20,8 @@ const LOWEST: f32 = -1e30;
 /// Losses of `rows` positions from `first` on, and with `grad` the gradient of their logits in place of
 /// the logits: `softmax(z)`, less one at the target, times `scale`. A row has `width` vectors.
 ///
-/// Where a target is negative, loss and gradient are zero.
+/// Where a target is negative, loss and gradient are zero. The target stays out of the sum: next to it,
+/// what is left of the others may be less than f32 tells from nothing.
 #[cube(launch_unchecked)]
 pub(super) fn softmax_rows<E: Float, V: Size>(
     logits: &mut Tensor<Vector<E, V>>,
@@ -44,7 +45,14 @@ pub(super) fn softmax_rows<E: Float, V: Size>(
         let target = targets[first + row];
         let counts = target >= 0;
         let place = select(counts, target, 0) as usize;
-        // Of what this unit sees: the maximum, and the sum of exponentials of the distances to it.
+        let mut said = 0.0f32;
+        let at_target = Vector::<f32, V>::cast_from(logits[row * width + place / size]);
+        #[unroll]
+        for s in 0..size {
+            said = select(place % size == s, at_target.extract(s), said);
+        }
+        // Of what this unit sees: the maximum, and the sum of exponentials of the distances to it, but
+        // for the target's.
         let mut max = f32::new(LOWEST);
         let mut sum = 0.0f32;
         for turn in 0..turns {
@@ -60,16 +68,24 @@ pub(super) fn softmax_rows<E: Float, V: Size>(
                 sum *= (max - top).exp();
                 #[unroll]
                 for s in 0..size {
-                    sum += (value.extract(s) - top).exp();
+                    let share = (value.extract(s) - top).exp();
+                    sum += select(lane * size + s == place, 0.0f32, share);
                 }
                 max = top;
             }
         }
         let top = highest(max, &mut shared, units);
-        let sum = total(sum * (max - top).exp(), &mut shared, units);
-        let log_sum = top + sum.ln();
+        // All units have read the target's logit when this returns.
+        let others = total(sum * (max - top).exp(), &mut shared, units);
+        let distance = top - said;
+        let sum = others + (-distance).exp();
+        if unit == 0 {
+            let sure = select(others < 1.0, ln_1p(others), sum.ln());
+            let loss = distance + select(distance == 0.0, sure, sum.ln());
+            losses[first + row] = select(counts, loss, 0.0f32);
+        }
         if comptime!(grad) {
-            let scale = select(counts, scale, 0.0f32);
+            let factor = select(counts, scale, 0.0f32) / sum;
             for turn in 0..turns {
                 let lane = turn * units + unit;
                 if lane < width {
@@ -77,25 +93,11 @@ pub(super) fn softmax_rows<E: Float, V: Size>(
                     let mut out = Vector::<f32, V>::empty();
                     #[unroll]
                     for s in 0..size {
-                        let z = value.extract(s);
-                        let mut share = (z - log_sum).exp();
-                        if lane * size + s == place {
-                            share -= 1.0f32;
-                            losses[first + row] = select(counts, log_sum - z, 0.0f32);
-                        }
-                        out.insert(s, share * scale);
+                        let share = (value.extract(s) - top).exp();
+                        let rest = select(lane * size + s == place, -others, share);
+                        out.insert(s, rest * factor);
                     }
                     logits[row * width + lane] = Vector::cast_from(out);
-                }
-            }
-        } else {
-            if unit == 0 {
-                let value = Vector::<f32, V>::cast_from(logits[row * width + place / size]);
-                #[unroll]
-                for s in 0..size {
-                    if place % size == s {
-                        losses[first + row] = select(counts, log_sum - value.extract(s), 0.0f32);
-                    }
                 }
             }
         }

@@ -128,11 +128,12 @@ fn argmax<B: HostBackend>(
     let dtype = chosen.ring.dtype();
     let [batch, capacity] = matrix(&chosen.ring.shape());
     let (mut ring, mut count) = (integers::<B>(chosen.ring), integers::<B>(chosen.count));
-    let newest: Vec<i32> = best.into_iter().map(|token| token as i32).collect();
-    for (row, token) in newest.iter().enumerate() {
-        ring[row * capacity + count[row] as usize % capacity] = *token;
+    for (row, token) in best.iter().enumerate() {
+        ring[row * capacity + count[row] as usize % capacity] =
+            token.map_or(-1, |token| token as i32);
         count[row] += 1;
     }
+    let newest = best.into_iter().map(|token| token.unwrap_or(0) as i32).collect();
     let tensor = |values: Vec<i32>, shape: Shape| {
         B::int_from_data(TensorData::new(values, shape).convert_dtype(dtype), &device)
     };

@@ -164,13 +164,16 @@ pub fn state<T: Float>(
     y
 }
 
-/// The place of the largest of the first `n_vocab` values of every row; the first of equals.
-pub fn argmax<T: Float>(logits: Rows<'_, T>, n_vocab: usize) -> Vec<usize> {
+/// The place of the largest of the first `n_vocab` values of every row; the first of equals. `None` for
+/// a row that holds something else than finite numbers.
+pub fn argmax<T: Float>(logits: Rows<'_, T>, n_vocab: usize) -> Vec<Option<usize>> {
     let rows = logits.values.len() / logits.stride;
     (0..rows)
         .map(|row| {
             let values = logits.first(row, n_vocab);
-            (1..n_vocab).fold(0, |best, at| if values[at] > values[best] { at } else { best })
+            let best =
+                (1..n_vocab).fold(0, |best, at| if values[at] > values[best] { at } else { best });
+            values.iter().all(|value| value.is_finite()).then_some(best)
         })
         .collect()
 }

@@ -349,7 +349,16 @@ pub(super) fn add_norm<A: Float, E: Float>(
     }
 }
 
-/// The place of the largest of the first `n_vocab` values of a row, one cube for each row.
+/// Above any logit, and below; what is not between them is infinite or no number.
+const HIGHEST: f32 = 3.4e38;
+const LOWEST: f32 = -3.4e38;
+
+/// What is remembered where no token can be chosen.
+const NO_TOKEN: i64 = -1;
+
+/// The place of the largest of the first `n_vocab` values of a row, one cube for each row. Of a row that
+/// holds something else than finite numbers -1 is remembered; the newest is a token in any case, as an
+/// embedding is read there.
 #[cube(launch_unchecked)]
 pub(super) fn argmax<E: Float>(
     logits: &Tensor<E>,
@@ -366,16 +375,20 @@ pub(super) fn argmax<E: Float>(
     let unit = UNIT_POS as usize;
     let row = CUBE_POS_X as usize;
     let turns = (n_vocab + comptime!(WIDE - 1)) / comptime!(WIDE);
-    // Superfluous units hold the first value again, which changes nothing.
-    let mut best = f32::cast_from(logits[row * stride]);
+    // Superfluous units hold less than any value.
+    let mut best = f32::new(LOWEST);
     let mut place = 0usize;
     for turn in 0..turns {
         let at = turn * comptime!(WIDE) + unit;
         if at < n_vocab {
             let value = f32::cast_from(logits[row * stride + at]);
-            if value > best {
-                best = value;
-                place = at;
+            if value.abs() < HIGHEST {
+                if value > best {
+                    best = value;
+                    place = at;
+                }
+            } else {
+                best = f32::new(HIGHEST);
             }
         }
     }
@@ -399,10 +412,12 @@ pub(super) fn argmax<E: Float>(
         sync_cube();
     }
     if unit == 0 {
+        let lost = values[0] >= HIGHEST;
         let token = places[0];
         let n = count[row];
-        newest[row] = token;
-        ring[row * capacity + usize::cast_from(n) % capacity] = token;
+        newest[row] = select(lost, 0i32, token);
+        ring[row * capacity + usize::cast_from(n) % capacity] =
+            select(lost, i32::new(NO_TOKEN), token);
         count[row] = n + 1;
     }
 }

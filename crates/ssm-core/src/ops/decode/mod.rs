@@ -233,14 +233,15 @@ pub fn add_norm(
 pub struct Chosen {
     /// The newest of every sequence, `[batch]`, i32
     pub newest: Tensor<1, Int>,
-    /// A ring of the last ones, `[batch, capacity]`, i32
+    /// A ring of the last ones, `[batch, capacity]`, i32; -1 where logits were not finite numbers
     pub ring: Tensor<2, Int>,
     /// How many were chosen so far, `[batch]`, i32
     pub count: Tensor<1, Int>,
 }
 
 /// The most likely of the first `n_vocab` tokens of every sequence, the first of equals, added to those
-/// that were `chosen` before, which are overwritten.
+/// that were `chosen` before, which are overwritten. Where a logit is infinite or no number, -1 is added
+/// and the newest is token 0: nothing is read in between, and whoever reads at the end sees it.
 ///
 /// # Shapes
 /// `logits`: `[batch, >= n_vocab]`
