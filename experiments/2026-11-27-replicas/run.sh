@@ -169,9 +169,9 @@ if has recipe; then
     echo "gpus  tokens/s  efficiency  GiB of each"
     for n in "${counts[@]}"; do
         train "recipe$n" "$n" 8 32 "$recipe_steps" "${own[@]}"
-        read -r tokens _ memory < <(rate "recipe$n" 1 3)
-        [ "$n" != 1 ] || one=$tokens
-        awk -v n="$n" -v t="$tokens" -v o="$one" -v g="$memory" \
+        read -r speed _ memory < <(rate "recipe$n" 1 3)
+        [ "$n" != 1 ] || one=$speed
+        awk -v n="$n" -v t="$speed" -v o="$one" -v g="$memory" \
             'BEGIN { printf "%4d  %8d  %9.1f%%  %s\n", n, t, 100 * t / o / n, g }' | tee -a "$out/recipe.txt"
     done
     train recipe_seed1 "$most" 8 32 "$recipe_steps" "${own[@]}" --set run.seed=1

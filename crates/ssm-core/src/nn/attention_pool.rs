@@ -10,7 +10,10 @@ use burn::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{init::Init, ops::linear::linear};
+use crate::{
+    init::Init,
+    ops::linear::{linear, linear_loose},
+};
 
 /// What an [`AttentionPool`] is made of.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
@@ -57,6 +60,12 @@ impl AttentionPool {
         }
         let scores = linear(&self.score, hidden).swap_dims(1, 2); // [batch, 1, n_instances]
         let weights = activation::softmax(scores, 2);
-        (weights.clone().matmul(x).squeeze_dim(1), weights.squeeze_dim(1))
+        // Instances are the matrix that the weights of their bag are multiplied with: Burn's own product of
+        // a batch would take TF32 on CUDA.
+        let bag = |tensor: &Tensor<3>, i: usize| tensor.clone().narrow(0, i, 1);
+        let means = (0..weights.dims()[0]).map(|i| {
+            linear_loose(bag(&x, i).squeeze_dim(0), None, bag(&weights, i)).squeeze_dim(1)
+        });
+        (Tensor::cat(means.collect(), 0), weights.squeeze_dim(1))
     }
 }

@@ -13,6 +13,7 @@ use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig, MixerError},
     nn::{Backbone, BackboneConfig, BackboneState, MlpConfig, dropout},
+    ops::linear::linear_loose,
 };
 use ssm_train::config::Issue;
 
@@ -184,7 +185,8 @@ impl MambaLm {
     #[must_use]
     pub fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
         let dtype = FloatDType::from(hidden.dtype());
-        hidden.matmul(self.embedding.weight.val().cast(dtype).transpose())
+        let weight = self.embedding.weight.val().cast(dtype).transpose();
+        linear_loose(weight, None, hidden.unsqueeze_dim(0)).squeeze_dim(0)
     }
 
     /// Logits at every position, `[batch, seq_len]` to `[batch, seq_len, n_rows]`.

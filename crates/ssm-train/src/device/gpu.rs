@@ -1,6 +1,10 @@
 //! What devices of CubeCL say of themselves.
 
 #[cfg(any(feature = "vulkan", feature = "webgpu"))]
+use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
+
+#[cfg(any(feature = "vulkan", feature = "webgpu"))]
 use burn::backend::WgpuDeviceKind;
 use burn::{
     backend::{CubeDevice, DispatchDevice},
@@ -19,8 +23,40 @@ pub(super) fn has_transport(index: usize) -> bool {
     cubecl::Device::Cuda(device).client().has_device_transport()
 }
 
-/// The devices of a backend, cards before processors that play one.
+/// The devices of a backend, cards before processors that play one; asked of the machine once.
 pub(super) fn devices(backend: &str) -> Vec<Device> {
+    static FOUND: Mutex<Vec<(String, Vec<Device>)>> = Mutex::new(Vec::new());
+    // A thread that panicked here has added nothing.
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, devices)) = found.iter().find(|(name, _)| name == backend) {
+        return devices.clone();
+    }
+    #[cfg(any(feature = "vulkan", feature = "webgpu"))]
+    if backend != "cuda" {
+        keep_driver();
+    }
+    let devices = ask(backend);
+    found.push((backend.to_owned(), devices.clone()));
+    devices
+}
+
+/// Holds the graphics driver for as long as the program runs. Every question for devices opens and closes
+/// an instance of it, and NVIDIA's Vulkan driver, once closed, lists no cards the second time.
+#[cfg(any(feature = "vulkan", feature = "webgpu"))]
+fn keep_driver() {
+    static KEPT: OnceLock<wgpu::Instance> = OnceLock::new();
+    KEPT.get_or_init(instance);
+}
+
+#[cfg(any(feature = "vulkan", feature = "webgpu"))]
+fn instance() -> wgpu::Instance {
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::PRIMARY,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+}
+
+fn ask(backend: &str) -> Vec<Device> {
     let mut devices = match backend {
         #[cfg(feature = "cuda")]
         "cuda" => Device::enumerate(DeviceType::Cuda).into_vec(),
@@ -90,10 +126,7 @@ pub(super) fn driver(device: &Device) -> Option<String> {
 /// What the adapter of this name says.
 #[cfg(any(feature = "vulkan", feature = "webgpu"))]
 fn graphics_driver(name: &str) -> Option<String> {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends: wgpu::Backends::PRIMARY,
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
+    let instance = instance();
     let adapters = instance.enumerate_adapters(wgpu::Backends::PRIMARY);
     let adapters = cubecl::future::block_on(adapters);
     let info = adapters.iter().map(wgpu::Adapter::get_info).find(|info| info.name == name)?;

@@ -48,9 +48,21 @@ const MIN_PART: usize = 256;
 /// Most parts of a sum.
 const MAX_PARTS: usize = 64;
 
+/// Terms of the sum from which a product of a single row is a sum in parts.
+const LONG: usize = 4096;
+
 /// `lhs * rhs` of two matrices in any order of memory, added in f32 and written in `dtype`.
 pub(in crate::ops) fn product(lhs: CubeTensor, rhs: CubeTensor, dtype: DType) -> CubeTensor {
-    hopper::product(&lhs, &rhs, dtype).unwrap_or_else(|| launch(lhs, rhs, dtype))
+    if let Some(product) = hopper::product(&lhs, &rhs, dtype) {
+        return product;
+    }
+    match lhs.shape().dims() {
+        // A single row has few tiles too.
+        [1, len] if len >= LONG => {
+            sum_of_rows(B::float_reshape(lhs, Shape::from([len, 1])), rhs, dtype)
+        }
+        _ => launch(lhs, rhs, dtype),
+    }
 }
 
 /// `first * rhs[..k] + second * rhs[k..]`, where `first` has `k` columns, if that is one product.
