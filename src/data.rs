@@ -35,6 +35,7 @@ pub(crate) fn run(args: &DataArgs) -> Result<(), Error> {
         columns: ["name", "task", "config", "file", "shape", "licence", "origin", "sha256"]
             .map(str::to_owned)
             .to_vec(),
+        names: 8,
         rows: ssm_tasks::known_sets().into_iter().map(row).collect(),
         note: "Nothing is downloaded: put the file (plain or .gz) below `data/`, the directory in \
                SSM_DATA, or one given by --data-dir."

@@ -53,6 +53,7 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Error> {
 }
 
 pub(crate) fn man(args: &ManArgs) -> Result<(), Error> {
+    output::folder(&args.dir)?;
     let mut command = Cli::command().name("ssm");
     command.build();
     let mut pages = vec![command.clone()];

@@ -55,9 +55,9 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Error> {
     Ok(())
 }
 
-fn table(title: &str, columns: &[&str], rows: Vec<Vec<String>>) -> Table {
+fn table(title: &str, columns: &[&str], names: usize, rows: Vec<Vec<String>>) -> Table {
     let columns = columns.iter().map(|column| (*column).to_owned()).collect();
-    Table { title: title.to_owned(), columns, rows, note: String::new() }
+    Table { title: title.to_owned(), columns, names, rows, note: String::new() }
 }
 
 fn program() -> Table {
@@ -69,7 +69,7 @@ fn program() -> Table {
         ("threads", here.cpus.to_string()),
     ];
     let rows = rows.map(|(name, value)| vec![name.to_owned(), value]).to_vec();
-    table("program", &["what", "value"], rows)
+    table("program", &["what", "value"], 1, rows)
 }
 
 fn backends() -> Table {
@@ -81,7 +81,7 @@ fn backends() -> Table {
         vec![name.to_owned(), state.to_owned(), n_devices]
     };
     let rows = device::backends().into_iter().map(row).collect();
-    table("backends", &["backend", "state", "devices"], rows)
+    table("backends", &["backend", "state", "devices"], 2, rows)
 }
 
 fn devices(found: &[Found]) -> Table {
@@ -97,7 +97,7 @@ fn devices(found: &[Found]) -> Table {
         ]
     };
     let columns = ["device", "name", "driver", "kernels in", "float types", "memory"];
-    table("devices", &columns, found.iter().map(row).collect())
+    table("devices", &columns, 5, found.iter().map(row).collect())
 }
 
 fn tests(tested: &[(String, Vec<SelfTest>)]) -> Table {
@@ -125,7 +125,7 @@ fn tests(tested: &[(String, Vec<SelfTest>)]) -> Table {
         }
     }
     let columns = ["device", "op", "shape", "error", "bound", "worst", "ms", "result"];
-    let mut table = table("self-tests", &columns, rows);
+    let mut table = table("self-tests", &columns, 3, rows);
     table.note =
         "Error: RMS of the difference to the specification in f64 over its RMS, the worst of \
                   all outputs and gradients. Time: forward, backward and copies to the host."

@@ -65,7 +65,7 @@ impl TaskVisitor for Evaluate {
             title,
             columns: metrics.keys().cloned().collect(),
             rows: vec![metrics.values().map(|value| format!("{value:.6}")).collect()],
-            note: String::new(),
+            ..Table::default()
         };
         print_tables(&[scores], false)
     }

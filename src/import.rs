@@ -17,7 +17,7 @@ use ssm_tasks::{
 };
 use ssm_train::{Error, config::Config, device, loading};
 
-use crate::{evaluate::task_of, print};
+use crate::{evaluate::task_of, output, print};
 
 #[derive(Args)]
 pub(crate) struct ImportArgs {
@@ -65,6 +65,7 @@ enum FormatName {
 }
 
 pub(crate) fn import(args: &ImportArgs) -> Result<(), Error> {
+    output::present(&args.source)?;
     let backend = device::resolve("auto", 0)?;
     let device = device::open(backend, 0)?;
     let imported = weights::import(&args.source, args.tokenizer.as_deref(), &device)?;

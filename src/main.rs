@@ -29,6 +29,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use serde_json::{Map, Value};
 use ssm_train::{
     Error, World,
     progress::Screen,
@@ -272,26 +273,28 @@ fn stream(text: &str) -> Result<bool, Error> {
     }
 }
 
-/// Tables as text, or as JSON objects with the columns as keys.
+/// Tables as text, or as JSON objects with the columns as keys and `null` where there is nothing.
 fn print_tables(tables: &[Table], json: bool) -> Result<(), Error> {
     if !json {
         let texts: Vec<String> = tables.iter().map(text_table).collect();
         return print(&texts.join("\n"));
     }
-    let rows = |table: &Table| -> serde_json::Value {
-        let row = |row: &Vec<String>| -> serde_json::Value {
-            let value = |cell: &String| match (cell.parse::<i64>(), cell.parse::<f64>()) {
-                (Ok(count), _) => count.into(),
-                (_, Ok(number)) => number.into(),
-                _ => cell.clone().into(),
+    let rows = |table: &Table| -> Value {
+        let row = |row: &Vec<String>| -> Value {
+            let value = |(column, cell): (usize, &String)| -> Value {
+                match (cell.parse::<i64>(), cell.parse::<f64>()) {
+                    _ if column > 0 && ["", "-"].contains(&cell.as_str()) => Value::Null,
+                    _ if column < table.names => cell.clone().into(),
+                    (Ok(count), _) => count.into(),
+                    (_, Ok(number)) => number.into(),
+                    _ => cell.clone().into(),
+                }
             };
-            serde_json::Value::Object(
-                table.columns.iter().cloned().zip(row.iter().map(value)).collect(),
-            )
+            let cells = row.iter().enumerate().map(value);
+            Value::Object(table.columns.iter().cloned().zip(cells).collect())
         };
         table.rows.iter().map(row).collect()
     };
-    let all: serde_json::Map<_, _> =
-        tables.iter().map(|table| (table.title.clone(), rows(table))).collect();
-    print(&format!("{}\n", serde_json::Value::Object(all)))
+    let all: Map<_, _> = tables.iter().map(|table| (table.title.clone(), rows(table))).collect();
+    print(&format!("{}\n", Value::Object(all)))
 }

@@ -36,6 +36,15 @@ pub(crate) fn create(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     }
 }
 
+/// A directory, with those above it.
+pub(crate) fn folder(path: &Path) -> Result<(), Error> {
+    fs::create_dir_all(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        action: "create the directory".into(),
+        source,
+    })
+}
+
 /// A file that is written little by little.
 pub(crate) fn open(path: &Path) -> Result<File, Error> {
     File::create(path).map_err(failed(path))
@@ -43,7 +52,14 @@ pub(crate) fn open(path: &Path) -> Result<File, Error> {
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let path = path.to_owned();
-    move |source| Error::Io { path, action: "write".into(), source }
+    move |source| Error::Io { path, action: "write".into(), source: without_path(source) }
+}
+
+/// The error of the system alone: that of `tempfile` also names a file that nobody knows of.
+fn without_path(error: io::Error) -> io::Error {
+    let cause = error.get_ref().and_then(|error| error.source());
+    let code = cause.and_then(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    code.map_or(error, io::Error::from_raw_os_error)
 }
 
 fn replace(output: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -47,6 +47,9 @@ pub(crate) struct TrainArgs {
 }
 
 pub(crate) fn run(args: TrainArgs, screen: Screen, world: &World) -> Result<(), Error> {
+    if let Some(warning) = world.warning() {
+        tracing::warn!("{warning}");
+    }
     let text = config::read(&args.config)?;
     let name = config::task_name(&text, &args.config.display().to_string(), TASKS)?;
     with_task(&name, Train(args, screen, world))?

@@ -8,6 +8,8 @@
 
 #[path = "hostile/readers.rs"]
 mod readers;
+#[path = "hostile/source.rs"]
+mod source;
 
 use proptest::{
     collection::vec,
@@ -91,7 +93,7 @@ fn apply(bytes: &[u8], changes: &[Change]) -> Vec<u8> {
     bytes
 }
 
-/// Reads the reader's files, what was found before, and changed copies.
+/// Reads the reader's files, what was found before, what a fuzzer kept, and changed copies.
 fn survives(name: &str) {
     let reader = reader(name);
     let n = reader.files.len();
@@ -103,6 +105,10 @@ fn survives(name: &str) {
             let file = reader.files.iter().position(|(name, _)| name == file).unwrap();
             reader.case(file, &apply(&reader.files[file].1, changes));
         }
+    }
+    for (name, bytes) in source::folder(&format!("fuzz/corpus/{name}")) {
+        let (file, bytes) = reader.file_of(&bytes).unwrap_or_else(|| panic!("{name}"));
+        reader.case(file, bytes);
     }
     let asked = std::env::var_os("PROPTEST_CASES").is_some();
     let cases = if asked { Cases::default() } else { Cases::with_cases(400) };

@@ -1,8 +1,11 @@
 //! What the binary says to mistakes: the whole of standard error, and the exit code.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
-use crate::support::{DEBUG, Desk, known_hours};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::support::{DEBUG, Desk, known_hours, root};
 
 #[test]
 fn an_unknown_key_is_shown_in_its_line_with_the_nearest_name() {
@@ -212,6 +215,50 @@ fn a_forecast_is_written_whole_or_not_at_all() {
     assert_eq!(printed.stdout, fs::read_to_string(&output).unwrap());
 }
 
+/// Burn would panic. A checksum does not help where another program wrote the file.
+#[test]
+fn weights_of_another_type_are_named_and_nothing_panics() {
+    let desk = Desk::new();
+    desk.trained(DEBUG, &["--set", "train.steps=10"]);
+    let run = desk.path("debug").display().to_string();
+    let checkpoint = desk.path("debug/checkpoints/step_00000010");
+    let file = checkpoint.join("model.bpk");
+    let good = fs::read(&file).unwrap();
+    let broken = |from: &str, to: &str| {
+        let at = good.windows(from.len()).position(|part| part == from.as_bytes()).unwrap();
+        let mut bytes = good.clone();
+        bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+        replace(&file, &bytes);
+        let manifest = checkpoint.join("manifest.json");
+        let mut value: Value = serde_json::from_slice(&fs::read(&manifest).unwrap()).unwrap();
+        let sha256 = Sha256::digest(&bytes);
+        value["files"]["model.bpk"]["sha256"] =
+            sha256.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        replace(&manifest, value.to_string().as_bytes());
+    };
+    let said = |problem: &str| {
+        format!(
+            "error: checkpoint `{}`: `model.bpk` does not fit this run: {problem}\n",
+            checkpoint.display()
+        )
+    };
+    broken("F32", "I32");
+    let ended = desk.ssm(&["eval", &run]);
+    let problem = "`SMamba.embedding.bias`: expected f32 [32], got i32 [32]";
+    assert_eq!((ended.code, ended.stderr), (1, said(problem)));
+    let ended = desk.train(DEBUG, &["--set", "train.steps=10", "--resume"]);
+    assert_eq!((ended.code, ended.stderr), (1, said(problem)));
+    broken("embedding.bias", "embedding.bins");
+    let ended = desk.ssm(&["eval", &run]);
+    let problem = "the model has no `SMamba.embedding.bins`";
+    assert_eq!((ended.code, ended.stderr), (1, said(problem)));
+}
+
+fn replace(path: &Path, bytes: &[u8]) {
+    #[expect(clippy::disallowed_methods, reason = "a test makes its own input")]
+    fs::write(path, bytes).unwrap();
+}
+
 #[test]
 fn what_is_no_run_and_no_command_is_said_so() {
     let desk = Desk::new();
@@ -222,6 +269,20 @@ fn what_is_no_run_and_no_command_is_said_so() {
         format!(
             "error: `{nothing}` is no run directory: it has no `config.toml`\n\
              hint: runs are in `<run.dir>/<run.name>`, by default `runs/<name>`\n"
+        )
+    );
+    assert_eq!(ended.code, 2);
+    // Each fold of a cross-validation is a run, the whole is none.
+    fs::create_dir_all(desk.path("folds/fold_00")).unwrap();
+    fs::copy(root().join("configs/mil/debug.toml"), desk.path("folds/config.toml")).unwrap();
+    desk.put("folds/fold_00/run.json", "{}");
+    let folds = desk.path("folds").display().to_string();
+    let ended = desk.ssm(&["eval", &folds]);
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: `{folds}` is a cross-validation, a run for each fold\n\
+             hint: name one of them, as in `{folds}/fold_00`\n"
         )
     );
     assert_eq!(ended.code, 2);

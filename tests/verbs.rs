@@ -101,6 +101,30 @@ fn runs_are_listed_compared_and_reported_again() {
     assert!(fs::read_to_string(desk.path("b/report.html")).unwrap().contains("Training loss"));
 }
 
+/// `007` is not 7, and `1e3` not a thousand.
+#[test]
+fn names_that_look_like_numbers_stay_names() {
+    let desk = Desk::new();
+    for name in ["007", "1e3", "nan"] {
+        // TOML reads some of them as numbers too.
+        let name = format!("run.name=\"{name}\"");
+        desk.trained(DEBUG, &["--set", "train.steps=10", "--set", &name]);
+    }
+    let list = parsed(desk.ssm(&["runs", &desk.dir().display().to_string(), "--json"]));
+    let names: Vec<&Value> =
+        list["Runs"].as_array().unwrap().iter().map(|run| &run["run"]).collect();
+    assert_eq!(names, [&json!("007"), &json!("1e3"), &json!("nan")]);
+    assert_eq!(list["Runs"][0]["step"], json!(10));
+
+    let [a, b] = ["007", "1e3"].map(|name| desk.path(name).display().to_string());
+    let page = desk.path("compare.html").display().to_string();
+    let tables = parsed(desk.ssm(&["compare", &a, &b, "--output", &page, "--json"]));
+    for table in ["Runs", "Test scores"] {
+        assert_eq!(tables[table][0]["run"], "007", "{table}");
+        assert_eq!(tables[table][1]["run"], "1e3", "{table}");
+    }
+}
+
 #[test]
 fn every_configuration_fits_the_schema() {
     let desk = Desk::new();
@@ -163,9 +187,9 @@ fn shells_and_manuals_know_every_verb() {
         let script = succeeded(desk.ssm(&["completions", shell]));
         assert!(script.contains("compare") && script.contains("doctor"), "{shell}");
     }
-    let dir = desk.dir().display().to_string();
+    let dir = desk.path("new/man").display().to_string();
     succeeded(desk.ssm(&["man", &dir]));
-    let page = |name: &str| fs::read_to_string(desk.path(name)).unwrap();
+    let page = |name: &str| fs::read_to_string(desk.path("new/man").join(name)).unwrap();
     assert!(page("ssm.1").contains("Exit codes"));
     assert!(page("ssm-train.1").contains("profile") && page("ssm-data-list.1").contains("json"));
 }

@@ -1,11 +1,11 @@
 //! The readers of files that come from elsewhere, each with good files of every kind that it reads:
-//! what `tests/hostile.rs` changes at random.
+//! what `tests/hostile.rs` changes at random and `fuzz/` by what the code does.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::Path,
     sync::atomic::{AtomicUsize, Ordering},
 };
 
@@ -29,6 +29,8 @@ use ssm_train::{
     Config, Task, TrainOptions, checkpoint::Checkpoints, config, progress::Show, result::RunResult,
     run_dir,
 };
+
+use crate::source;
 
 /// Remembers the largest piece of memory that was asked for.
 struct Watch;
@@ -79,6 +81,15 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    /// What a fuzzer makes and keeps: the name of a file, a line break, and bytes to be read in the place
+    /// of that file. `None` if there is no such file.
+    pub(crate) fn file_of<'a>(&self, input: &'a [u8]) -> Option<(usize, &'a [u8])> {
+        let end = input.iter().position(|byte| *byte == b'\n')?;
+        let (name, bytes) = (&input[..end], &input[end + 1..]);
+        let file = self.files.iter().position(|(known, _)| known.as_bytes() == name)?;
+        Some((file, bytes))
+    }
+
     fn new(files: Vec<File>, read: impl Fn(&str, &[u8]) + 'static) -> Self {
         Self { files, read: Box::new(read) }
     }
@@ -117,22 +128,20 @@ pub(crate) fn reader(name: &str) -> Reader {
     found.unwrap_or_else(|| panic!("no reader `{name}`")).1()
 }
 
-fn root(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn corpus(folder: &str, endings: &[&str]) -> Vec<File> {
-    let mut files: Vec<File> = fs::read_dir(root(folder))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| endings.iter().any(|ending| path.extension().is_some_and(|e| e == *ending)))
-        .map(|path| {
-            (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read(&path).unwrap())
-        })
-        .collect();
+/// Files of a folder of the repository.
+fn good(folder: &str, endings: &[&str]) -> Vec<File> {
+    let mut files = source::folder(folder);
+    let ending = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+    files.retain(|(name, _)| endings.contains(&ending(name).as_str()));
     files.sort();
     assert!(!files.is_empty(), "no files in {folder}");
     files
+}
+
+/// The text of a file of the repository.
+fn text(folder: &str, name: &str) -> String {
+    let file = source::folder(folder).into_iter().find(|(known, _)| known == name);
+    String::from_utf8(file.unwrap().1).unwrap()
 }
 
 fn put(path: &Path, bytes: &[u8]) {
@@ -140,9 +149,9 @@ fn put(path: &Path, bytes: &[u8]) {
 }
 
 fn configurations() -> Reader {
-    let mut files = corpus("configs/forecasting", &["toml"]);
-    files.extend(corpus("configs/mil", &["toml"]));
-    files.extend(corpus("configs/lm", &["toml"]));
+    let mut files = good("configs/forecasting", &["toml"]);
+    files.extend(good("configs/mil", &["toml"]));
+    files.extend(good("configs/lm", &["toml"]));
     Reader::new(files, |name, bytes| {
         let text = String::from_utf8_lossy(bytes);
         let refused = |error: ssm_train::Error| assert!(!error.report().is_empty());
@@ -161,7 +170,7 @@ fn configurations() -> Reader {
 }
 
 fn overrides() -> Reader {
-    let text = fs::read_to_string(root("configs/forecasting/debug.toml")).unwrap();
+    let text = text("configs/forecasting", "debug.toml");
     let typed = ["optim.adam.lr=1e-3", "model.s_mamba.mixer={mamba={d_state=4}}", "run.name=x"];
     let files = typed.map(|typed| (typed.to_owned(), typed.as_bytes().to_vec()));
     Reader::new(files.into(), move |_, bytes| {
@@ -207,7 +216,7 @@ fn runs() -> Reader {
 /// Weights whose checksum is right and whose bytes are wrong.
 fn weights_of_runs() -> Reader {
     let dir = tempfile::tempdir().unwrap();
-    let text = fs::read_to_string(root("configs/mil/debug.toml")).unwrap();
+    let text = text("configs/mil", "debug.toml");
     let overrides = [
         format!("run.dir={}", dir.path().display()),
         "run.fold=0".to_owned(),
@@ -253,7 +262,7 @@ fn sha256(bytes: &[u8]) -> String {
 /// h5, pt, safetensors, npz and npy.
 fn features_of_slides() -> Reader {
     let endings = ["h5", "pt", "safetensors", "npz", "npy"];
-    let files = corpus("crates/ssm-tasks/tests/fixtures/mil", &endings);
+    let files = good("crates/ssm-tasks/tests/fixtures/mil", &endings);
     let dir = tempfile::tempdir().unwrap();
     Reader::new(files, move |name, bytes| {
         let path = dir.path().join(name);
@@ -392,7 +401,7 @@ fn shards() -> Reader {
 fn foreign_weights() -> Reader {
     let dirs = ["hf", "state_spaces"].map(|layout| {
         let folder = format!("crates/ssm-tasks/tests/fixtures/lm/{layout}");
-        let files = corpus(&folder, &["json", "safetensors", "bin"]);
+        let files = good(&folder, &["json", "safetensors", "bin"]);
         (layout, tempfile::tempdir().unwrap(), files)
     });
     let named = |(layout, _, files): &(&str, _, Vec<File>)| {

@@ -132,6 +132,7 @@ pub trait TaskEntry: Task {
         let table = Table {
             title: "Data".to_owned(),
             columns: vec!["found".to_owned()],
+            names: 1,
             rows: vec![vec![task.describe()]],
             note: String::new(),
         };

@@ -227,6 +227,7 @@ fn table(title: &str, columns: [&str; 2], rows: Vec<(&str, String)>, note: Strin
     Table {
         title: title.to_owned(),
         columns: columns.map(str::to_owned).to_vec(),
+        names: 1,
         rows: rows.collect(),
         note,
     }
@@ -241,6 +242,7 @@ fn readable(time: Duration) -> String {
     let seconds = time.as_secs();
     let (days, hours) = (seconds / 86400, seconds / 3600 % 24);
     match (days, hours, seconds / 60 % 60, seconds % 60) {
+        (0, 0, 0, 0) => "less than 1 s".to_owned(),
         (0, 0, 0, seconds) => format!("{seconds} s"),
         (0, 0, minutes, seconds) => format!("{minutes} min {seconds} s"),
         (0, hours, minutes, _) => format!("{hours} h {minutes} min"),
@@ -255,7 +257,7 @@ mod tests {
     #[test]
     fn times_are_readable() {
         for (seconds, text) in
-            [(0, "0 s"), (200, "3 min 20 s"), (7260, "2 h 1 min"), (90_000, "1 d 1 h")]
+            [(0, "less than 1 s"), (200, "3 min 20 s"), (7260, "2 h 1 min"), (90_000, "1 d 1 h")]
         {
             assert_eq!(readable(Duration::from_secs(seconds)), text);
         }

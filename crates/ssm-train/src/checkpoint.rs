@@ -8,7 +8,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
 };
 
@@ -26,6 +25,7 @@ use crate::{
     atomic,
     error::Error,
     position::{FORMAT, Position},
+    stored::{fits_model, fits_optimizer},
 };
 
 const MODEL: &str = "model.bpk";
@@ -60,8 +60,8 @@ pub struct Checkpoints {
 pub struct Checkpoint {
     path: PathBuf,
     position: Position,
-    model: Vec<u8>,
-    optimizer: Vec<u8>,
+    model: Bytes,
+    optimizer: Bytes,
 }
 
 impl Checkpoints {
@@ -275,7 +275,7 @@ impl Checkpoints {
         if position.step != step {
             return Err(broken(&path, format!("`{STATE}` is of step {}", position.step)));
         }
-        let (model, optimizer) = (verified(MODEL)?, verified(OPTIMIZER)?);
+        let (model, optimizer) = (shared(verified(MODEL)?), shared(verified(OPTIMIZER)?));
         Ok(Checkpoint { path, position, model, optimizer })
     }
 
@@ -340,8 +340,8 @@ impl Checkpoint {
         Ok(Self {
             path,
             position: Position::start(0),
-            model: model.to_vec(),
-            optimizer: optimizer.to_vec(),
+            model: shared(model.to_vec()),
+            optimizer: shared(optimizer.to_vec()),
         })
     }
 
@@ -357,10 +357,11 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] for a model of another structure.
     pub fn model<M: Module>(&self, model: M) -> Result<M, Error> {
-        let bytes = Bytes::from_bytes_vec(self.model.clone());
-        let load =
-            || ModuleRecord::from_bytes(bytes).and_then(|record| model.try_load_record(record));
-        self.guarded(MODEL, load)?.map_err(|error| self.does_not_fit(MODEL, &error.to_string()))
+        let refuse = |problem: String| self.does_not_fit(MODEL, &problem);
+        fits_model(&self.model, &model).map_err(refuse)?;
+        ModuleRecord::from_bytes(self.model.clone())
+            .and_then(|record| model.try_load_record(record))
+            .map_err(|error| refuse(error.to_string()))
     }
 
     /// `optimizer` with the state of the checkpoint.
@@ -371,26 +372,19 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Checkpoint`] for the state of another optimiser.
     pub fn optimizer(&self, optimizer: ModuleOptimizer) -> Result<ModuleOptimizer, Error> {
-        let record = OptimizerRecord::from_bytes(Bytes::from_bytes_vec(self.optimizer.clone()))
-            .map_err(|error| self.does_not_fit(OPTIMIZER, &error.to_string()))?;
+        let refuse = |problem: String| self.does_not_fit(OPTIMIZER, &problem);
+        fits_optimizer(&self.optimizer, &self.model).map_err(refuse)?;
+        let record = OptimizerRecord::from_bytes(self.optimizer.clone())
+            .map_err(|error| refuse(error.to_string()))?;
         let tensors = record.len();
-        let optimizer = self.guarded(OPTIMIZER, || optimizer.load_record(record))?;
+        let optimizer = optimizer.load_record(record);
         // Burn leaves out what it cannot rebuild, without a word.
         let loaded = optimizer.to_record().len();
         if loaded != tensors {
             let problem = format!("{loaded} of its {tensors} tensors belong to this optimiser");
-            return Err(self.does_not_fit(OPTIMIZER, &problem));
+            return Err(refuse(problem));
         }
         Ok(optimizer)
-    }
-
-    /// Burn panics at some records that are whole and wrong, as at integers in the place of floats.
-    fn guarded<R>(&self, file: &str, load: impl FnOnce() -> R) -> Result<R, Error> {
-        catch_unwind(AssertUnwindSafe(load)).map_err(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            self.does_not_fit(file, text.as_deref().unwrap_or("Burn cannot read it"))
-        })
     }
 
     fn does_not_fit(&self, file: &str, problem: &str) -> Error {
@@ -414,6 +408,11 @@ fn in_order(record: Result<Bytes, RecordError>) -> Result<Bytes, String> {
         writer = writer.with_metadata(key, value);
     }
     writer.into_bytes().map_err(text)
+}
+
+/// Bytes that are read several times and never copied.
+fn shared(bytes: Vec<u8>) -> Bytes {
+    Bytes::from_bytes_vec(bytes).shared()
 }
 
 fn directory_name(step: u64) -> String {

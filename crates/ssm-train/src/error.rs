@@ -106,6 +106,16 @@ pub enum Error {
         /// What to do.
         hint: Option<String>,
     },
+    /// A panic while a run trains, as Burn panics where a device fails; what was saved is intact.
+    #[error("{what} panicked{}: {message}", after_step(.saved))]
+    Panic {
+        /// What the run was doing.
+        what: &'static str,
+        /// What the panic said.
+        message: String,
+        /// Step of the newest checkpoint.
+        saved: Option<u64>,
+    },
     /// A loss or gradient that is NaN or infinite; the weights were not touched by it.
     #[error("{what} is not finite at step {step}")]
     NonFinite {
@@ -147,10 +157,10 @@ impl Error {
     }
 
     /// The same with the step that the run can go on from, where it stopped because it could not be
-    /// saved.
+    /// saved or panicked.
     #[must_use]
     pub(crate) fn after(mut self, step: Option<u64>) -> Self {
-        if let Self::Save { saved, .. } = &mut self {
+        if let Self::Save { saved, .. } | Self::Panic { saved, .. } = &mut self {
             *saved = step;
         }
         self
@@ -192,7 +202,7 @@ impl Error {
             Self::ResumeMismatch { .. } => {
                 Some("start a new run directory, or restore the value".into())
             }
-            Self::Interrupted { .. } | Self::Replica { .. } => {
+            Self::Interrupted { .. } | Self::Replica { .. } | Self::Panic { .. } => {
                 Some("continue with `--resume`".into())
             }
         }
@@ -217,6 +227,7 @@ impl Error {
             | Self::RunInUse { .. }
             | Self::Device { .. }
             | Self::Replica { .. }
+            | Self::Panic { .. }
             | Self::NonFinite { .. } => 1,
         }
     }

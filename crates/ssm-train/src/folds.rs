@@ -213,6 +213,7 @@ pub fn scores(folds: &[RunResult]) -> Outcome {
         columns: columns.collect(),
         rows,
         note: "sd: standard deviation over folds, with n - 1.".to_owned(),
+        ..Table::default()
     };
     Outcome { metrics, tables: vec![table], ..Outcome::default() }
 }

@@ -49,6 +49,7 @@ pub mod result;
 mod resume;
 pub mod run_dir;
 pub mod schedule;
+mod stored;
 pub mod task;
 mod tensorboard;
 pub mod trainer;

@@ -157,6 +157,7 @@ pub fn table(runs: &[Overview]) -> Table {
     Table {
         title: "Runs".to_owned(),
         columns: columns.map(str::to_owned).to_vec(),
+        names: 3,
         rows: runs.iter().map(row).collect(),
         note: String::new(),
     }
@@ -235,6 +236,7 @@ fn scores(runs: &[Overview]) -> Option<Table> {
         columns: std::iter::once("run".to_owned())
             .chain(metrics.iter().copied().cloned())
             .collect(),
+        names: 1,
         rows: runs.iter().map(row).collect(),
         note: String::new(),
     })
@@ -262,6 +264,7 @@ fn differences(names: &[String], configs: &[String]) -> Option<Table> {
     (!rows.is_empty()).then(|| Table {
         title: "Differences of the configurations".to_owned(),
         columns: std::iter::once("key".to_owned()).chain(names.iter().cloned()).collect(),
+        names: 1,
         rows,
         note: String::new(),
     })
@@ -279,7 +282,7 @@ pub(crate) fn panels(logs: &[(String, &[Value])]) -> Vec<Figure> {
             for panel in panels {
                 let Figure::Lines { title, series, .. } = panel else { continue };
                 for Series { name: curve, points } in series {
-                    let title = if curve == title || title.ends_with(&curve) {
+                    let title = if title.to_lowercase().ends_with(&curve.to_lowercase()) {
                         title.clone()
                     } else {
                         format!("{title}: {curve}")
@@ -294,6 +297,17 @@ pub(crate) fn panels(logs: &[(String, &[Value])]) -> Vec<Figure> {
         }
     }
     by_title.retain(|(title, _)| title != "Learning rate");
+    // A run has one colour in all panels, also beside panels that it has no curve in.
+    for (_, all) in &mut by_title {
+        let mut curves = std::mem::take(all).into_iter().peekable();
+        *all = logs
+            .iter()
+            .map(|(name, _)| {
+                let found = curves.next_if(|curve| curve.name == *name);
+                found.unwrap_or_else(|| Series { name: name.clone(), points: Vec::new() })
+            })
+            .collect();
+    }
     if by_title.is_empty() {
         return Vec::new();
     }
@@ -321,6 +335,27 @@ mod tests {
         assert_eq!(paths(&["runs/a", "runs/b"]), ["a", "b"]);
         assert_eq!(paths(&["x/a/fold_00", "x/b/fold_00"]), ["a/fold_00", "b/fold_00"]);
         assert_eq!(paths(&["runs/a", "runs/a"]), ["runs/a", "runs/a"]);
+    }
+
+    #[test]
+    fn a_run_has_one_place_in_every_panel() {
+        let log = |metric: &str| {
+            let row = |step: u64| serde_json::json!({"step": step, "split": "valid", metric: 0.5});
+            vec![row(1), row(2)]
+        };
+        let logs = [("a".to_owned(), log("mse")), ("b".to_owned(), log("auc"))];
+        let logs: Vec<(String, &[Value])> =
+            logs.iter().map(|(name, rows)| (name.clone(), rows.as_slice())).collect();
+        let [Figure::Panels { panels, .. }] = &panels(&logs)[..] else { panic!("one group") };
+        let drawn = |panel: &Figure| match panel {
+            Figure::Lines { series, .. } => {
+                series.iter().map(|one| (one.name.clone(), one.points.len())).collect::<Vec<_>>()
+            }
+            _ => panic!("curves"),
+        };
+        let curves: Vec<_> = panels.iter().map(drawn).collect();
+        let of = |name: &str, points: usize| (name.to_owned(), points);
+        assert_eq!(curves, [[of("a", 2), of("b", 0)], [of("a", 0), of("b", 2)]]);
     }
 
     #[test]

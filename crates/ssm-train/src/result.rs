@@ -97,14 +97,14 @@ impl From<Written> for RunResult {
 }
 
 impl From<Table> for WrittenTable {
-    fn from(Table { title, columns, rows, note }: Table) -> Self {
+    fn from(Table { title, columns, rows, note, .. }: Table) -> Self {
         Self { title, columns, rows, note }
     }
 }
 
 impl From<WrittenTable> for Table {
     fn from(WrittenTable { title, columns, rows, note }: WrittenTable) -> Self {
-        Self { title, columns, rows, note }
+        Self { title, columns, rows, note, ..Self::default() }
     }
 }
 
@@ -122,6 +122,7 @@ mod tests {
             columns: vec!["model".into(), "mse".into()],
             rows: vec![vec!["x".into(), "0.25".into()]],
             note: "a note".into(),
+            ..Table::default()
         };
         let result = RunResult {
             steps: 10,

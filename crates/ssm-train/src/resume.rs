@@ -123,7 +123,7 @@ pub(crate) fn table(differences: &[Difference]) -> report::Table {
         title: String::new(),
         columns: ["key", "was", "is now", "resume", "why"].map(str::to_owned).to_vec(),
         rows: sorted.into_iter().map(row).collect(),
-        note: String::new(),
+        ..report::Table::default()
     }
 }
 
@@ -242,7 +242,7 @@ pub(crate) fn changed_rates<T: TaskConfig>(
         title: "learning rate".into(),
         columns: vec!["step".into(), format!("of {before} steps"), format!("of {now} steps")],
         rows: steps.into_iter().map(row).collect(),
-        note: String::new(),
+        ..report::Table::default()
     });
     Ok(Some(format!(
         "the run had {before} steps and has {now} now, and `schedule.{}` depends on that: the {done} \

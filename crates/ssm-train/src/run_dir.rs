@@ -240,9 +240,16 @@ pub fn config_text(run_dir: &Path) -> Result<String, Error> {
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if its `run.json` is missing or damaged: without it nobody knows which data
-/// the run was trained on.
+/// the run was trained on. [`Error::Usage`] for a cross-validation, whose folds are runs.
 pub fn info(run_dir: &Path) -> Result<RunInfo, Error> {
     let path = run_dir.join(RUN);
+    let fold = run_dir.join("fold_00");
+    if !path.exists() && fold.join(RUN).exists() {
+        return Err(Error::Usage {
+            message: format!("`{}` is a cross-validation, a run for each fold", run_dir.display()),
+            hint: Some(format!("name one of them, as in `{}`", fold.display())),
+        });
+    }
     let broken = |problem: String| Error::Checkpoint {
         path: run_dir.to_owned(),
         message: format!("its `{RUN}` {problem}"),

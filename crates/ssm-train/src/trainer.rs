@@ -14,6 +14,8 @@ mod start;
 mod threads;
 
 use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     rc::Rc,
     time::{Duration, Instant},
@@ -90,12 +92,19 @@ fn follow<T: Task>(
     index: usize,
     collective: Rc<dyn Collective>,
 ) -> Result<(), Error> {
-    let followed = Replica::<T>::build(config, data_dirs, index, collective.clone())
-        .and_then(|(replica, model)| replica.follow(model));
+    let followed = caught("training", || {
+        let (replica, model) = Replica::<T>::build(config, data_dirs, index, collective.clone())?;
+        replica.follow(model)
+    });
     if let Err(error) = &followed {
         collective.abort(&error.to_string());
     }
-    followed
+    // From here on nobody waits for this replica.
+    let ended = followed?;
+    caught("its end", || {
+        drop(ended);
+        Ok(())
+    })
 }
 
 /// Trains as replica 0.
@@ -122,7 +131,7 @@ fn lead_to_end<T: Task>(
     if trainer.is_over() {
         tracing::info!("nothing to train: {}", trainer.why_over());
     }
-    let model = trainer.run(model, &interrupt).map_err(|error| {
+    let model = caught("training", || trainer.run(model, &interrupt)).map_err(|error| {
         // Should the directory be gone there is nothing to name.
         error.after(trainer.checkpoints.steps().unwrap_or_default().pop())
     })?;
@@ -134,7 +143,23 @@ fn lead_to_end<T: Task>(
     }
     let Trainer { replica: Replica { task, plan, .. }, position, progress, .. } = trainer;
     drop(progress);
-    conclude(config, &run, &task, &model.valid(), &plan, &position)
+    caught("the final evaluation", || {
+        conclude(config, &run, &task, &model.valid(), &plan, &position)
+    })
+    .map_err(|error| error.after(Some(position.step)))
+}
+
+/// What `work` returns, or its panic as an error: Burn panics where a device fails.
+fn caught<R>(what: &'static str, work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::Panic { what, message: text_of(&*panic), saved: None }))
+}
+
+/// What a panic said, on one line.
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no reason given").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Everything of a run in progress but the model, which the optimiser consumes at every step.

@@ -14,6 +14,9 @@ use crate::error::Error;
 /// descendants.
 const SIZES: [&str; 2] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"];
 
+/// What Slurm's `srun` tells each process of their number, and which of them it is.
+const TASKS: (&str, &str) = ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID");
+
 /// This process among those that it was started with.
 pub struct World {
     #[cfg(feature = "mpi")]
@@ -67,6 +70,24 @@ impl World {
         }
     }
 
+    /// A warning where `srun` started several processes without MPI, said by the first of them: they
+    /// know nothing of each other.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        Self::warning_for(|name| std::env::var(name).ok())
+    }
+
+    fn warning_for(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+        let tasks = variable(TASKS.0)?.parse::<usize>().ok().filter(|tasks| *tasks > 1)?;
+        if variable(TASKS.1)? != "0" || SIZES.iter().any(|name| variable(name).is_some()) {
+            return None;
+        }
+        Some(format!(
+            "`srun` started this program {tasks} times, and each trains a run of its own; to train one \
+             together start it by `mpirun`, in a build with `--features mpi`"
+        ))
+    }
+
     /// Number of processes.
     #[must_use]
     pub fn size(&self) -> usize {
@@ -113,6 +134,29 @@ mod tests {
         let world = World::of(None).unwrap();
         assert!(world.leads());
         assert_eq!(world.size(), 1);
+    }
+
+    #[test]
+    fn processes_that_srun_started_are_told_that_they_are_alone() {
+        let warned = |given: &[(&str, &str)]| {
+            World::warning_for(|name| {
+                given.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let two = ("SLURM_STEP_NUM_TASKS", "2");
+        assert_eq!(
+            warned(&[two, ("SLURM_PROCID", "0")]).unwrap(),
+            "`srun` started this program 2 times, and each trains a run of its own; to train one \
+             together start it by `mpirun`, in a build with `--features mpi`"
+        );
+        for silent in [
+            &[two, ("SLURM_PROCID", "1")][..],
+            &[two, ("SLURM_PROCID", "0"), ("OMPI_COMM_WORLD_SIZE", "2")],
+            &[("SLURM_STEP_NUM_TASKS", "1"), ("SLURM_PROCID", "0")],
+            &[],
+        ] {
+            assert_eq!(warned(silent), None, "{silent:?}");
+        }
     }
 
     #[test]

@@ -37,6 +37,7 @@ fn table(title: &str) -> Table {
         columns: vec!["model".into(), "MSE".into()],
         rows: vec![vec!["Network".into(), "0.401".into()], vec!["last value".into(), "–".into()]],
         note: "Every test window.".into(),
+        ..Table::default()
     }
 }
 
@@ -161,6 +162,7 @@ fn every_text_is_escaped() {
             columns: vec![evil.into()],
             rows: vec![vec![evil.into()]],
             note: evil.into(),
+            ..Table::default()
         }],
         figures: vec![
             Figure::Lines {

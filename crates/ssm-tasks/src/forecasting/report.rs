@@ -68,6 +68,7 @@ fn table(task: &ForecastingTask, rows: Vec<Vec<String>>) -> Table {
             task.windows.pred_len()
         ),
         columns: ["forecaster", "parameters", "MSE", "MAE"].map(str::to_owned).to_vec(),
+        names: 1,
         rows,
         note,
     }

@@ -46,6 +46,7 @@ fn text(task: &LmTask, model: &MambaLm, has_test: bool) -> Result<Outcome, Error
         columns: columns.map(|name| name.replace('_', " ")).to_vec(),
         rows: vec![row],
         note,
+        ..Table::default()
     };
     Ok(Outcome { metrics, tables: vec![table], ..Outcome::default() })
 }
@@ -71,6 +72,7 @@ fn made_up_at(task: &LmTask, model: &MambaLm, lens: &[usize]) -> Result<Outcome,
         note: "Accuracy over all targets; exact is the share of sequences without a mistake; the \
                loss in nats."
             .to_owned(),
+        ..Table::default()
     });
     if points.len() > 1 {
         outcome.figures.push(Figure::Lines {

@@ -184,7 +184,8 @@ pub fn audit(
     let note = if rows.is_empty() { "Nothing was found." } else { "" };
     let findings = Table {
         title: "Findings".to_owned(),
-        columns: ["", "finding"].map(str::to_owned).to_vec(),
+        columns: ["kind", "finding"].map(str::to_owned).to_vec(),
+        names: 2,
         rows,
         note: note.to_owned(),
     };
@@ -192,7 +193,7 @@ pub fn audit(
         title: "Slides of each fold".to_owned(),
         columns: ["fold", "training", "validation", "test"].map(str::to_owned).to_vec(),
         rows: folds,
-        note: String::new(),
+        ..Table::default()
     };
     Ok((vec![summary(cohort, &lengths), folds, findings], n_fatal))
 }
@@ -221,7 +222,8 @@ fn summary(cohort: &Cohort, lengths: &[f64]) -> Table {
     }
     Table {
         title: cohort.name.clone(),
-        columns: ["", "count"].map(str::to_owned).to_vec(),
+        columns: ["what", "count"].map(str::to_owned).to_vec(),
+        names: 1,
         rows: rows.into_iter().map(|(name, value)| vec![name, value]).collect(),
         note: String::new(),
     }

@@ -110,6 +110,7 @@ fn warning_table(warnings: Vec<String>) -> Table {
     Table {
         title: "Warnings".to_owned(),
         columns: vec!["found before training".to_owned()],
+        names: 1,
         rows: warnings.into_iter().map(|warning| vec![warning]).collect(),
         note: String::new(),
     }
@@ -200,6 +201,7 @@ fn score_table(title: String, rows: Vec<Row>) -> Table {
     Table {
         title,
         columns: ["score", "value", "95% interval"].map(str::to_owned).to_vec(),
+        names: 1,
         rows: rows.into_iter().map(Vec::from).collect(),
         note:
             "Intervals: bootstrap over patients, percentiles. f1: mean over classes. auc: of the \
@@ -218,6 +220,7 @@ fn confusion_table(predictions: &Predictions, classes: &[String]) -> Table {
         columns: std::iter::once("true, predicted:".to_owned())
             .chain(classes.iter().cloned())
             .collect(),
+        names: 1,
         rows: rows.collect(),
         note: "Slides; the predicted class is the likeliest one.".to_owned(),
     }
@@ -395,6 +398,7 @@ fn repeat_table(sets: &[(String, Predictions)], metrics: &mut ssm_train::task::M
         columns: ["repeat", "accuracy", "auc"].map(str::to_owned).to_vec(),
         rows,
         note: "auc: predictions of several models in one ranking.".to_owned(),
+        ..Table::default()
     }
 }
 

@@ -28,6 +28,12 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// Tells everybody that one is gone; of several the first one counts.
+    pub(crate) fn leave(&self, rank: usize, reason: &str) {
+        lock(&self.table).gone.get_or_insert((rank, reason.to_owned()));
+        self.changed.notify_all();
+    }
+
     /// Who is gone, as an error for the others.
     pub(crate) fn gone(&self, size: usize) -> Option<Error> {
         let gone = lock(&self.table).gone.clone();
@@ -116,8 +122,7 @@ impl Collective for Threads {
     }
 
     fn abort(&self, reason: &str) {
-        lock(&self.room.table).gone.get_or_insert((self.rank, reason.to_owned()));
-        self.room.changed.notify_all();
+        self.room.leave(self.rank, reason);
     }
 
     fn turn(&self) -> Option<MutexGuard<'_, ()>> {

@@ -243,7 +243,7 @@ impl State {
     }
 
     fn draw(&self, frame: &mut Frame<'_>) {
-        let [head, curves, facts, messages, keys] = Layout::vertical([
+        let [head, curves, numbers, messages, keys] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Min(8),
             Constraint::Length(3),
@@ -267,11 +267,18 @@ impl State {
         let last = self.losses.last().map_or(f64::NAN, |(_, loss)| *loss);
         let memory = self.memory.map_or_else(|| "-".to_owned(), machine::readable);
         let rate = self.rates.last().map_or(0.0, |(_, rate)| *rate);
-        let facts_text = format!(
-            "loss {last:.4}   lr {:.2e}   gradient {:.3}   {rate:.1} steps/s   memory {memory}   {}   {}",
-            self.lr, self.grad_norm, self.best, self.pace
-        );
-        frame.render_widget(Paragraph::new(facts_text).block(Block::bordered()), facts);
+        // What a narrow terminal cuts off is told last.
+        let facts = [
+            format!("loss {last:.4}"),
+            self.best.clone(),
+            format!("{rate:.1} steps/s"),
+            self.pace.clone(),
+            format!("memory {memory}"),
+            format!("gradient {:.3}", self.grad_norm),
+            format!("lr {:.2e}", self.lr),
+        ];
+        let told: Vec<String> = facts.into_iter().filter(|fact| !fact.is_empty()).collect();
+        frame.render_widget(Paragraph::new(told.join("   ")).block(Block::bordered()), numbers);
         let room = usize::from(messages.height.saturating_sub(2));
         let shown = self.messages.iter().rev().take(room).rev().map(|line| Line::raw(line.clone()));
         frame.render_widget(
@@ -389,9 +396,8 @@ mod tests {
             "steps a second",
             "loss 0.0167",
             "lr 1.00e-3",
-            "50.0 steps/s",
+            "best mse 0.3812   50.0 steps/s   1200 tokens/s",
             "memory 3.0 GiB",
-            "best mse 0.3812   1200 tokens/s",
             "step 50/100: validation",
             "save and stop",
         ] {

@@ -32,6 +32,8 @@ pub struct Table {
     pub title: String,
     /// Column heads.
     pub columns: Vec<String>,
+    /// How many columns, from the left, hold names: a run may be called `007`.
+    pub names: usize,
     /// One entry a row, each as long as `columns`.
     pub rows: Vec<Vec<String>>,
     /// A sentence below the table, empty for none.
@@ -43,7 +45,8 @@ pub struct Table {
 pub struct Series {
     /// Name in the legend.
     pub name: String,
-    /// `(x, y)` in drawing order; points that are not finite are left out and break the line.
+    /// `(x, y)` in drawing order; points that are not finite are left out and break the line. A curve
+    /// without points is neither drawn nor named, but has a colour.
     pub points: Vec<(f64, f64)>,
 }
 

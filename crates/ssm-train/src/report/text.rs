@@ -15,7 +15,7 @@ use super::Table;
 ///     title: "Test scores".into(),
 ///     columns: vec!["model".into(), "MSE".into()],
 ///     rows: vec![vec!["last value".into(), "0.914".into()]],
-///     note: String::new(),
+///     ..Table::default()
 /// };
 /// assert_eq!(
 ///     text_table(&table),
@@ -103,6 +103,7 @@ mod tests {
             columns: own(&["model", "MSE", "horizon", "Δ"]),
             rows: rows.iter().map(|row| own(row)).collect(),
             note: "Lower is better.".into(),
+            ..Table::default()
         }
     }
 

@@ -115,13 +115,15 @@ impl<'a, T: Task> Replica<'a, T> {
             device: self.config.device.backend.clone(),
             message: format!("failed at step {step}: {error}"),
             hint: Some(
-                "a smaller `train.batch_size` with `train.accumulate` needs less memory".into(),
+                "continue with `--resume`; if memory ran out, a new run with a smaller \
+                 `train.batch_size` and more `train.accumulate` needs less"
+                    .into(),
             ),
         }
     }
 
-    /// Does what replica 0 says, until it says that it is over.
-    pub(super) fn follow(mut self, mut model: T::Model) -> Result<(), Error> {
+    /// Does what replica 0 says, until it says that it is over; what is left is the caller's to drop.
+    pub(super) fn follow(mut self, mut model: T::Model) -> Result<(Self, T::Model), Error> {
         let start = Checkpoint::unpack(&self.collective.broadcast(Vec::new())?)?;
         model = start.model(model)?;
         self.optimizer = start.optimizer(self.optimizer)?;
@@ -131,7 +133,7 @@ impl<'a, T: Task> Replica<'a, T> {
             let lr = self.lr(step);
             model = self.optimizer.step(lr, model, gradient.params);
         }
-        Ok(())
+        Ok((self, model))
     }
 }
 

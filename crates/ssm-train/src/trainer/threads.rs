@@ -50,43 +50,59 @@ pub(super) fn train<T: Task>(
     // `places` makes as many as it is asked for, which is more than one.
     let leader = places.next().unwrap_or_else(|| unreachable!("a place for each replica"));
     let room = leader.room();
-    let followers = places.map(|place| {
-        let (config, dirs, alive) = (config.clone(), options.data_dirs.clone(), alive.clone());
-        let index = index(place.rank());
-        spawn(place.rank(), move || {
-            let _alive = alive;
-            // The leader knows of an error already.
-            let _ = follow::<T>(&config, &dirs, index, Rc::new(place));
+    let mut followers = Vec::new();
+    // The leader is the last one to start: nobody is further than it takes to meet all others.
+    let started: Result<Leader, Error> = places
+        .try_for_each(|place| {
+            let (config, dirs, alive) = (config.clone(), options.data_dirs.clone(), alive.clone());
+            let (rank, index) = (place.rank(), index(place.rank()));
+            followers.push(spawn(rank, &room, move || {
+                let _alive = alive;
+                follow::<T>(&config, &dirs, index, Rc::new(place))
+            })?);
+            Ok(())
         })
-    });
-    let followers: Vec<JoinHandle<()>> = followers.collect::<Result<_, _>>()?;
-    let (config, options) = (config.clone(), options.clone());
-    let leader = spawn(0, move || {
-        let _alive = alive;
-        lead::<T>(&config, &options, Rc::new(leader))
-    })?;
-    match wait(&all_ended, &room, size, patience) {
-        Ok(()) => {
-            for follower in followers {
-                // The leader knows already that one panicked.
-                let _ = follower.join();
-            }
-        }
-        Err(gone) if !leader.is_finished() => return Err(gone),
-        Err(_) => {}
+        .and_then(|()| {
+            let (config, options, alive) = (config.clone(), options.clone(), alive.clone());
+            spawn(0, &room, move || {
+                let _alive = alive;
+                lead::<T>(&config, &options, Rc::new(leader))
+            })
+        });
+    drop(alive);
+    let waited = wait(&all_ended, &room, size, patience);
+    // Should one not have started the others were told.
+    let leader = started?;
+    if let Err(gone) = waited {
+        return if leader.is_finished() { joined(leader) } else { Err(gone) };
     }
-    leader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let led = joined(leader);
+    for (rank, follower) in (1..).zip(followers) {
+        // Of whatever came before the last call of a follower the leader knows.
+        if let (Err(error), Ok(_)) = (joined(follower), &led) {
+            let problem = format!("replica {rank} failed after its last step: {error}");
+            tracing::warn!("{problem}; this changes no result");
+        }
+    }
+    led
 }
 
+fn joined<R>(thread: JoinHandle<R>) -> R {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+type Leader = JoinHandle<Result<Summary, Error>>;
+
+/// Starts a replica, or tells those that wait for it that it will not come.
 fn spawn<R: Send + 'static>(
     rank: usize,
+    room: &Room,
     replica: impl FnOnce() -> R + Send + 'static,
 ) -> Result<JoinHandle<R>, Error> {
     let thread = std::thread::Builder::new().name(format!("replica {rank}")).stack_size(STACK);
-    thread.spawn(replica).map_err(|source| Error::Io {
-        path: format!("replica {rank}").into(),
-        action: "start".into(),
-        source,
+    thread.spawn(replica).map_err(|source| {
+        room.leave(rank, &format!("it cannot be started: {source}"));
+        Error::Io { path: format!("replica {rank}").into(), action: "start".into(), source }
     })
 }
 

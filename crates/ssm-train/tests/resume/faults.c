@@ -6,6 +6,7 @@
  *            full: there and from there on whatever needs space fails with ENOSPC
  *            fail: there alone, with EIO
  *            term: SIGTERM arrives there
+ *            thread: the thread of that number, of those with a stack of FAULT_STACK bytes, cannot be started
  * FAULT_LOG  file that gets a line for every such call
  */
 #define _GNU_SOURCE
@@ -13,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -142,3 +144,15 @@ int unlinkat(int dir, const char *name, int flags) {
     }
 OPEN(open)
 OPEN(open64)
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(void *), void *with) {
+    static atomic_long threads;
+    const char *kind = getenv("FAULT_KIND"), *at = getenv("FAULT_AT"), *stack = getenv("FAULT_STACK");
+    size_t size = 0;
+    if (how) pthread_attr_getstacksize(how, &size);
+    if (kind && at && stack && !strcmp(kind, "thread") && size == strtoul(stack, NULL, 10) &&
+        atomic_fetch_add(&threads, 1) + 1 == atol(at))
+        return EAGAIN;
+    return REAL(int, "pthread_create", pthread_t *, const pthread_attr_t *, void *(*)(void *), void *)(
+        thread, how, run, with);
+}

@@ -29,7 +29,7 @@ fn config(dir: &Path, name: &str) -> Config<ToyConfig> {
 }
 
 /// The library, compiled once for the process.
-fn library() -> &'static Path {
+pub(crate) fn library() -> &'static Path {
     static LIBRARY: std::sync::LazyLock<(tempfile::TempDir, PathBuf)> =
         std::sync::LazyLock::new(|| {
             let dir = tempfile::tempdir().unwrap();
@@ -72,6 +72,28 @@ fn child_that_trains() {
         }
     };
     std::process::exit(code.into());
+}
+
+/// All that could explain a failure afterwards: what the process said and did, what it left, and who holds
+/// a lock.
+fn evidence(dir: &Path) -> String {
+    let mut text = format!("said: {:?}\n", said(dir));
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let Ok(about) = entry.metadata() else { continue };
+            if about.is_dir() {
+                folders.push(entry.path());
+            }
+            text += &format!("{} {} bytes\n", entry.path().display(), about.len());
+        }
+    }
+    for file in ["calls", "x/lock", "x/run.json", "x/metrics.jsonl", "x/checkpoints/last"] {
+        let held = fs::read_to_string(dir.join(file));
+        text += &format!("{file}: {}\n", held.unwrap_or_else(|error| error.to_string()));
+    }
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    text + &format!("this process is {}; locks:\n{locks}", std::process::id())
 }
 
 /// What the process would say to its user.
@@ -124,10 +146,17 @@ fn at_every_call(kind: &str, check: impl Fn(usize, ExitStatus, &Path)) {
         let newest = all.load_newest().unwrap().map(|checkpoint| checkpoint.position().step);
         assert_eq!(newest, steps.last().copied(), "{what}");
         let resume = config.run.path().join("config.toml").exists();
+        let before = evidence(dir.path());
         if let Err(error) = run(&config, resume, &[]) {
-            panic!("{what}: {}", error.report());
+            panic!("{what}, resume = {resume}: {}\nthe process had left\n{before}", error.report());
         }
-        assert_eq!(trace(&config), expected, "{what}");
+        let resumed = trace(&config);
+        assert!(
+            resumed == expected,
+            "{what}, resume = {resume}: expected {expected:#?}\ngot {resumed:#?}\nthe process had \
+             left\n{before}\nand there is now\n{}",
+            evidence(dir.path())
+        );
         let left: Vec<String> = ["", "checkpoints"]
             .iter()
             .flat_map(|folder| fs::read_dir(config.run.path().join(folder)).unwrap())
@@ -287,12 +316,48 @@ fn a_worker_that_panics_ends_the_run_and_does_not_hang_it() {
     let dir = tempfile::tempdir().unwrap();
     let [whole, cut] = ["whole", "x"].map(|name| config(dir.path(), name));
     run(&whole, false, &[]).unwrap();
-    let panicked = std::panic::catch_unwind(|| run(&cut, false, &["panic=8"]));
-    assert!(panicked.is_err(), "the panic is passed on");
+    let error = run(&cut, false, &["panic=8"]).unwrap_err();
+    let start = "error: training panicked (step 7 is saved): called `Result::unwrap()` on an `Err`";
+    assert!(error.report().starts_with(start), "{}", error.report());
+    assert_eq!(error.exit_code(), 1);
     assert_eq!(checkpoints(&cut).steps().unwrap().last(), Some(&7));
     // Nothing is locked any more.
     run(&cut, true, &[]).unwrap();
     assert_eq!(trace(&cut), trace(&whole));
+}
+
+/// Where a device fails Burn panics: in a step, in an evaluation, and when the test split is scored. What
+/// it panics at here are shapes that do not fit.
+#[test]
+fn a_panic_of_burn_ends_the_run_where_it_can_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = config(dir.path(), "whole");
+    run(&whole, false, &[]).unwrap();
+    for (fault, what, saved) in [
+        ("device_in_loss=8", "training", 7),
+        // At the end of the second epoch, before its last step is saved.
+        ("device_in_evaluation=13", "training", 12),
+        ("device_in_conclusion=0", "the final evaluation", 14),
+    ] {
+        let cut = config(dir.path(), &fault.replace('=', "_"));
+        let error = run(&cut, false, &[fault]).unwrap_err();
+        let report = error.report();
+        assert_eq!(
+            report,
+            format!(
+                "error: {what} panicked (step {saved} is saved): === Tensor Operation Error === \
+                 Operation: 'Matmul' Reason: 1. The inner dimension of matmul should be the same, \
+                 but got 3 and 2. Lhs shape Shape {{ dims: [2, 3] }}, rhs shape Shape {{ dims: \
+                 [2, 3] }}.\nhint: continue with `--resume`"
+            ),
+            "{fault}"
+        );
+        assert_eq!(error.exit_code(), 1);
+        let newest = checkpoints(&cut).load_newest().unwrap().unwrap();
+        assert_eq!(newest.position().step, saved, "{fault}");
+        run(&cut, true, &[]).unwrap();
+        assert_eq!(trace(&cut), trace(&whole), "{fault}");
+    }
 }
 
 #[test]

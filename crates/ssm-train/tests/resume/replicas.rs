@@ -1,8 +1,19 @@
 //! Several replicas train the model that one would have trained.
 
-use ssm_train::Error;
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
-use crate::toy::{checkpoints, config, run, trace};
+use ssm_train::Error;
+use tracing::{Event, Metadata, Subscriber, field::Visit, span};
+
+use crate::{
+    CHILD, faults,
+    toy::{checkpoints, config, put, run, trace},
+};
 
 const TWO: &str = "device.replicas=2";
 
@@ -75,7 +86,8 @@ fn a_run_goes_on_with_another_number_of_replicas() {
 /// Micro-batch 5 is the second one of its step, so that of the second replica.
 #[test]
 fn a_replica_that_is_gone_stops_the_others() {
-    for (fault, message) in [("panic=5", "it panicked"), ("fail=5", "`rows`: lost at 5")] {
+    let panicked = "training panicked: called `Result::unwrap()` on an `Err` value: Any { .. }";
+    for (fault, message) in [("panic=5", panicked), ("fail=5", "`rows`: lost at 5")] {
         let dir = tempfile::tempdir().unwrap();
         let settings = ["train.accumulate=2", "checkpoint.every_steps=1", TWO];
         let [whole, cut] = ["whole", "cut"].map(|name| config(dir.path(), name, &settings));
@@ -104,4 +116,116 @@ fn more_replicas_than_micro_batches_are_refused() {
     );
     assert!(report.contains("hint: replicas share the micro-batches of a step"), "{report}");
     assert!(!dir.path().join("x").exists());
+}
+
+/// The system starts no thread for the first follower, the second one, or the one that leads.
+#[test]
+fn a_replica_that_cannot_be_started_releases_the_others() {
+    for (at, rank) in [(1, 1), (2, 2), (3, 0)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "replicas::child_without_a_thread", "--ignored", "--test-threads=1"])
+            .env(CHILD, dir.path())
+            .env("LD_PRELOAD", faults::library())
+            .env("FAULT_KIND", "thread")
+            .env("FAULT_STACK", (8 << 20).to_string())
+            .env("FAULT_AT", at.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "replicas wait for replica {rank}"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let said = std::fs::read_to_string(dir.path().join("error")).unwrap();
+        let reason = "Resource temporarily unavailable (os error 11)";
+        assert_eq!(said, format!("error: cannot start `replica {rank}`: {reason}"));
+        assert_eq!(status.code(), Some(1));
+    }
+}
+
+#[test]
+#[ignore = "run by `a_replica_that_cannot_be_started_releases_the_others` in a process of its own"]
+fn child_without_a_thread() {
+    let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+    let config = config(&dir, "x", &["train.accumulate=3", "device.replicas=3"]);
+    let error = run(&config, false, &[]).unwrap_err();
+    // Nobody is left behind.
+    let is_replica = |name: String| name.starts_with("replica ");
+    let replicas = || {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = threads.flat_map(|thread| std::fs::read_to_string(thread.path().join("comm")));
+        names.filter(|name| is_replica(name.clone())).count()
+    };
+    let started = Instant::now();
+    while replicas() > 0 {
+        assert!(started.elapsed() < Duration::from_secs(10), "{} replicas are left", replicas());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    put(&dir.join("error"), error.report().as_bytes()).unwrap();
+    std::process::exit(error.exit_code().into());
+}
+
+/// Its steps are done, so nothing is wrong with the run, but it is not kept quiet about.
+#[test]
+fn a_replica_that_panics_at_its_very_end_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = ["train.accumulate=2", TWO];
+    let [whole, late] = ["whole", "late"].map(|name| config(dir.path(), name, &settings));
+    run(&whole, false, &[]).unwrap();
+    let warnings = Warnings::default();
+    tracing::subscriber::with_default(warnings.clone(), || {
+        run(&late, false, &["panic_at_the_end=1"]).unwrap();
+    });
+    assert_eq!(trace(&late), trace(&whole));
+    let said = warnings.0.lock().unwrap();
+    assert_eq!(
+        *said,
+        [
+            "replica 1 failed after its last step: its end panicked: the last thing that a replica does; \
+          this changes no result"
+        ]
+    );
+}
+
+/// Warnings of the thread that listens.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Visit for Warnings {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        }
+    }
+}
+
+impl Subscriber for Warnings {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == tracing::Level::WARN
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
 }

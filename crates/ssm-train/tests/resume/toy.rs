@@ -215,8 +215,13 @@ impl Task for Toy {
     }
 
     fn loss(&self, model: &Perceptron, (x, y): Self::Batch) -> Loss {
-        self.signal_if("signal_in_loss", self.in_training.get().unwrap());
-        Loss { mean: self.error(model, &x, &y).mean(), weight: y.len() as f64 }
+        let index = self.in_training.get().unwrap();
+        self.signal_if("signal_in_loss", index);
+        let mean = self.error(model, &x, &y).mean();
+        if self.is_hit("device_in_loss", index) {
+            fail(&mean.device());
+        }
+        Loss { mean, weight: y.len() as f64 }
     }
 
     fn selection(&self) -> Selection {
@@ -233,6 +238,9 @@ impl Task for Toy {
         };
         if let Some(index) = self.in_training.get() {
             self.signal_if("signal_in_evaluation", index);
+            if self.is_hit("device_in_evaluation", index) {
+                fail(&model.out.weight.val().device());
+            }
         }
         let rows: Vec<usize> = (first..first + N_VALID).collect();
         let (x, y) = self.rows(&rows);
@@ -248,6 +256,9 @@ impl Task for Toy {
         let (x, y) = self.rows(&rows);
         let errors = self.error(model, &x, &y).into_data();
         let mse = errors.iter::<f64>().sum::<f64>() / N_VALID as f64;
+        if self.faults.contains_key("device_in_conclusion") {
+            fail(&model.out.weight.val().device());
+        }
         if self.faults.contains_key("conclude") {
             return Err(Error::Data {
                 path: "rows".into(),
@@ -259,11 +270,25 @@ impl Task for Toy {
             title: "Test".to_owned(),
             columns: vec!["model".to_owned(), "mse".to_owned()],
             rows: vec![vec!["perceptron".to_owned(), format!("{mse:.6}")]],
-            note: String::new(),
+            ..Table::default()
         };
         let metrics = Metrics::from([("mse".to_owned(), mse)]);
         Ok(Outcome { metrics, tables: vec![table], ..Outcome::default() })
     }
+}
+
+impl Drop for Toy {
+    fn drop(&mut self) {
+        let rank = self.faults.get("panic_at_the_end").map(|rank| format!("replica {rank}"));
+        if rank.is_some() && rank.as_deref() == std::thread::current().name() {
+            panic!("the last thing that a replica does");
+        }
+    }
+}
+
+/// Makes Burn panic.
+fn fail(device: &Device) {
+    let _ = Tensor::<2>::zeros([2, 3], device).matmul(Tensor::zeros([2, 3], device));
 }
 
 /// Four epochs of seven micro-batches, the last one smaller, in `dir/name`.

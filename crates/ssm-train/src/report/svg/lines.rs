@@ -45,7 +45,7 @@ pub(in crate::report) fn lines(canvas: Canvas, labels: Labels<'_>, series: &[Ser
         let _ = write!(svg, "<path class=\"base\" d=\"M{at} {top}v{}\"/>", px(plot.height));
     }
     // The first series lies on top of the others.
-    for (index, one) in series.iter().enumerate().rev() {
+    for (index, one) in series.iter().enumerate().rev().filter(|(_, one)| !one.points.is_empty()) {
         curve(&mut svg, &plot, (&x, &y), index, one);
     }
     let ends = series.iter().filter_map(|one| {

@@ -80,7 +80,8 @@ fn frame(
         escape(y_label),
         y.unit()
     );
-    let top = legend(svg, canvas.width, series) + 12.0;
+    let below = if y_label.is_empty() { 0.0 } else { ROW };
+    let top = below + legend(svg, canvas.width, below, series) + 12.0;
     let plot = Plot { left, top, width: canvas.width - left - RIGHT, height: canvas.plot_height };
     let mut grid = String::new();
     for (value, label) in &y.ticks {
@@ -98,13 +99,13 @@ fn frame(
     (plot, height)
 }
 
-/// Names the series in rows below the y label; a single one needs no name. Returns the lower edge.
-fn legend(svg: &mut String, width: f64, series: &[Series]) -> f64 {
+/// Names the series in rows below the y label; a single one needs no name. Returns the height.
+fn legend(svg: &mut String, width: f64, below: f64, series: &[Series]) -> f64 {
     if series.len() < 2 {
-        return ROW;
+        return 0.0;
     }
-    let (mut x, mut y) = (0.0, ROW + 14.0);
-    for (index, one) in series.iter().enumerate() {
+    let (mut x, mut y) = (0.0, below + 14.0);
+    for (index, one) in series.iter().enumerate().filter(|(_, one)| !one.points.is_empty()) {
         let size = 22.0 + text_width(&one.name) + 18.0;
         if x > 0.0 && x + size > width {
             (x, y) = (0.0, y + ROW);
@@ -121,7 +122,7 @@ fn legend(svg: &mut String, width: f64, series: &[Series]) -> f64 {
         );
         x += size;
     }
-    y + 4.0
+    y + 4.0 - below
 }
 
 /// A figure without a finite point says so.
