@@ -32,8 +32,8 @@ mkdir -p "$OUT"
 OUT=$(realpath "$OUT")
 if [ -n "$RESUME" ]; then cat "$RESUME"/state.?? | tar -xzf - -C "$OUT"; fi
 
-# The protocol of the paper, whose Adam is the usual one, and what it leaves open or what else may keep a state: how small a gradient Adam follows and how
-# long it remembers a large one, where step sizes begin, how much a step of training sees.
+# The protocol of the paper, whose Adam is the usual one, and what it leaves open or what else may keep a state: how small
+# a gradient Adam follows and how long it remembers a large one, where step sizes begin, how much a step of training sees.
 mixer=model.mixer.mamba
 adam="optim.adamw.betas=[0.9,0.999] optim.adamw.eps=1e-8"
 declare -A variants=(
