@@ -65,6 +65,7 @@ fn program() -> Table {
     let rows = [
         ("version", here.version),
         ("burn", here.burn),
+        ("built from commit", crate::commit().unwrap_or_else(|| "-".to_owned())),
         ("instructions", here.simd),
         ("threads", here.cpus.to_string()),
     ];

@@ -93,7 +93,7 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Error> {
     let config = Config::<LmConfig>::parse(&text, &args.source.display().to_string(), &[])?;
     let origin = format!("weights of {}", args.source.display());
     let artifacts = serde_json::json!(imported.artifacts);
-    ssm_train::adopt(&config, &imported.model, origin, artifacts, &device)?;
+    ssm_train::adopt(&config, &imported.model, origin, artifacts, &device, crate::commit())?;
     print(&format!("run     {}\n", args.run.display()))
 }
 

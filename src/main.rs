@@ -155,6 +155,11 @@ fn device_section(text: &str) -> Result<ssm_train::config::DeviceSection, Error>
     })
 }
 
+/// The commit that this program was built from, where `build.rs` found one.
+fn commit() -> Option<String> {
+    option_env!("SSM_COMMIT").map(str::to_owned)
+}
+
 /// Bytes of stack of a thread of the pool.
 const STACK: usize = 8 << 20;
 

@@ -77,7 +77,8 @@ impl TaskVisitor for Train<'_> {
             (false, true) => Show::Quiet,
             (false, false) => Show::Bar,
         };
-        let options = TrainOptions { resume, show, data_dirs: data.resolve() };
+        let options =
+            TrainOptions { resume, show, data_dirs: data.resolve(), commit: crate::commit() };
         let Some(summary) = ssm_train::train_all::<T>(&config, &options, world)? else {
             return Ok(());
         };

@@ -26,27 +26,35 @@ impl Source {
 /// Every Rust file below `src/`, `crates/*/src/`.
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders = vec![root.join("src")];
-    folders.extend(children(&root.join("crates")).into_iter().map(|path| path.join("src")));
-    let mut sources = Vec::new();
+    let source = |path: String| {
+        let text = fs::read_to_string(root.join(&path)).unwrap();
+        let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
+        let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let code = lines.map(|line| format!("{line}\n")).collect();
+        Source { path, code, lines: text.lines().count() }
+    };
+    let sources: Vec<Source> = rust_files(&["src"]).into_iter().map(source).collect();
+    assert!(sources.len() > 50, "only {} source files found", sources.len());
+    sources
+}
+
+/// Paths of every Rust file below folders of these names, in the root and in each crate.
+fn rust_files(names: &[&str]) -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let packages = [root.to_owned()].into_iter().chain(children(&root.join("crates")));
+    let folders = packages.flat_map(|package| names.iter().map(move |name| package.join(name)));
+    let mut folders: Vec<_> = folders.filter(|folder| folder.is_dir()).collect();
+    let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for path in children(&folder) {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|ending| ending == "rs") {
-                let text = fs::read_to_string(&path).unwrap();
-                let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
-                let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-                sources.push(Source {
-                    path: path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/"),
-                    code: lines.map(|line| format!("{line}\n")).collect(),
-                    lines: text.lines().count(),
-                });
+                files.push(path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/"));
             }
         }
     }
-    assert!(sources.len() > 50, "only {} source files found", sources.len());
-    sources
+    files
 }
 
 fn children(folder: &Path) -> Vec<std::path::PathBuf> {
@@ -228,8 +236,8 @@ fn the_readme_lists_every_source_file() {
     for path in &listed {
         assert!(root.join(path).is_file(), "README.md lists {path}, which is not there");
     }
-    for source in sources() {
-        assert!(listed.contains(&source.path), "README.md does not list {}", source.path);
+    for path in rust_files(&["src", "tests", "benches", "examples"]) {
+        assert!(listed.contains(&path), "README.md does not list {path}");
     }
 }
 

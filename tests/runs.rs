@@ -178,6 +178,17 @@ fn a_run_is_scored_again_and_predicts() {
         desk.ssm(&["predict", &run, "--input", &input, "--output", output.to_str().unwrap()]);
     assert_eq!((ended.code, ended.stdout.as_str()), (0, ""));
     assert_eq!(fs::read_to_string(output).unwrap(), lines.join("\n") + "\n");
+
+    // Three hours of them are missing: the model would take what lies around them for neighbours.
+    let mut rows: Vec<String> = known_hours(120).lines().map(str::to_owned).collect();
+    rows.drain(101..104);
+    let input = desk.put("input.csv", &(rows.join("\n") + "\n"));
+    let ended = desk.ssm(&["predict", &run, "--input", &input]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let warning = "1 of 116 steps are not `1h`, the most frequent one, the first from \
+                   `2013-01-05T04:00:00` to `2013-01-05T08:00:00`; rows are taken in the order of \
+                   the file";
+    assert!(ended.stderr.contains(warning), "{}", ended.stderr);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 """What PyTorch does on this CPU with the shapes of our bench: mamba.py's scan and blocks, an S-Mamba step.
 
-    python3 -m venv V && V/bin/pip install torch mambapy && V/bin/python peers.py [block]
+    python3 -m venv V && V/bin/pip install torch mambapy && V/bin/python peers.py [block|compiled]
 
 One JSON row a case, medians in milliseconds, two threads. Run it beside our bench and quote ratios.
 """
@@ -51,8 +51,10 @@ def scan(batch=8, seq_len=512, d_inner=512, d_state=16):
     row(op="scan, mamba.py pscan", fwd_ms=median_ms(no_grad, 5), fwd_bwd_ms=median_ms(both, 3))
 
 
-def block(batch, seq_len, d_model, n_layer, use_pscan, runs=3):
+def block(batch, seq_len, d_model, n_layer, use_pscan, runs=3, compiled=False):
     model = Mamba(MambaConfig(d_model=d_model, n_layers=n_layer, pscan=use_pscan))
+    if compiled:
+        model = torch.compile(model)
     x = torch.randn(batch, seq_len, d_model)
 
     def forward():
@@ -63,7 +65,8 @@ def block(batch, seq_len, d_model, n_layer, use_pscan, runs=3):
         model.zero_grad()
         model(x).sum().backward()
 
-    name = f"mamba.py {n_layer} layer(s), batch {batch}, pscan {use_pscan}, median of {runs}"
+    how = "torch.compile of " if compiled else ""
+    name = f"{how}mamba.py {n_layer} layer(s), batch {batch}, pscan {use_pscan}, median of {runs}"
     row(op=name, fwd_ms=median_ms(forward, runs), fwd_bwd_ms=median_ms(both, runs))
 
 
@@ -110,6 +113,10 @@ def s_mamba_step():
 
 if sys.argv[1:] == ["block"]:
     block(2, 256, 256, 1, True)
+    sys.exit()
+if sys.argv[1:] == ["compiled"]:
+    block(2, 256, 256, 1, True, runs=40)
+    block(2, 256, 256, 1, True, runs=40, compiled=True)
     sys.exit()
 row(torch=torch.__version__, threads=torch.get_num_threads())
 n = torch.randn(1024, 1024)

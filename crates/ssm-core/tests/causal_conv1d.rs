@@ -8,14 +8,26 @@ use ssm_core::ops::causal_conv1d::{
 };
 
 use crate::support::{
-    Draw, assert_error, devices, dot, finite_difference, half_devices, relative_rms, tensor, values,
+    Draw, View, any_device, assert_error, devices, dot, finite_difference, half_devices, panic_of,
+    relative_rms, tensor, values,
 };
+
+/// Which optional arguments a case has.
+#[derive(Clone, Copy, Debug)]
+struct Options {
+    bias: bool,
+    silu: bool,
+    initial: bool,
+    resets: bool,
+}
+
+const ALL: Options = Options { bias: true, silu: true, initial: true, resets: true };
+const NONE: Options = Options { bias: false, silu: false, initial: false, resets: false };
 
 #[derive(Clone)]
 struct Case {
     dims: ConvDims,
-    silu: bool,
-    optional: bool,
+    options: Options,
     x: Vec<f64>,
     weight: Vec<f64>,
     bias: Vec<f64>,
@@ -25,13 +37,12 @@ struct Case {
 }
 
 impl Case {
-    fn new(batch: usize, seq_len: usize, channels: usize, d_conv: usize, optional: bool) -> Self {
+    fn new(batch: usize, seq_len: usize, channels: usize, d_conv: usize, options: Options) -> Self {
         let mut draw = Draw::new((seq_len * 100 + channels) as u64);
         let steps = batch * seq_len * channels;
         Self {
             dims: ConvDims { batch, seq_len, channels, d_conv },
-            silu: optional,
-            optional,
+            options,
             x: draw.uniform(steps, -2.0, 2.0),
             weight: draw.uniform(channels * d_conv, -1.0, 1.0),
             bias: draw.uniform(channels, -1.0, 1.0),
@@ -49,17 +60,17 @@ impl Case {
         ConvSlices {
             x: &self.x,
             weight: &self.weight,
-            bias: self.optional.then_some(&self.bias),
-            initial_state: self.optional.then_some(&self.initial),
-            resets: self.optional.then_some(&self.resets),
-            silu: self.silu,
+            bias: self.options.bias.then_some(&self.bias),
+            initial_state: self.options.initial.then_some(&self.initial),
+            resets: self.options.resets.then_some(&self.resets),
+            silu: self.options.silu,
         }
     }
 
     fn resets(&self, device: &Device) -> Option<Tensor<2, Bool>> {
         let resets: Vec<bool> = self.resets.iter().map(|v| *v != 0.0).collect();
         let shape = [self.dims.batch, self.dims.seq_len];
-        self.optional.then(|| Tensor::from_data(TensorData::new(resets, shape), device))
+        self.options.resets.then(|| Tensor::from_data(TensorData::new(resets, shape), device))
     }
 
     fn args(&self, device: &Device) -> ConvArgs {
@@ -67,10 +78,11 @@ impl Case {
         ConvArgs {
             x: tensor(&self.x, [batch, seq_len, channels], device),
             weight: tensor(&self.weight, [channels, d_conv], device),
-            bias: self.optional.then(|| tensor(&self.bias, [channels], device)),
-            silu: self.silu,
+            bias: self.options.bias.then(|| tensor(&self.bias, [channels], device)),
+            silu: self.options.silu,
             initial_state: self
-                .optional
+                .options
+                .initial
                 .then(|| tensor(&self.initial, [batch, d_conv - 1, channels], device)),
             resets: self.resets(device),
         }
@@ -126,7 +138,7 @@ fn named(grads: &ConvGrads<f64>) -> [(&'static str, &[f64]); 4] {
 
 #[test]
 fn host_gradients_match_finite_differences() {
-    for case in [Case::new(2, 6, 3, 4, true), Case::new(1, 5, 2, 2, false)] {
+    for case in [Case::new(2, 6, 3, 4, ALL), Case::new(1, 5, 2, 2, NONE)] {
         let grads = host::backward(case.dims, &case.slices(), &case.grad_y);
         type Field = fn(&mut Case) -> &mut Vec<f64>;
         let fields: [Field; 4] =
@@ -148,23 +160,32 @@ fn host_gradients_match_finite_differences() {
 
 #[test]
 fn reference_and_kernels_agree_with_the_host() {
-    for (batch, seq_len, channels, d_conv, optional) in [
-        (1, 1, 1, 1, false),
-        (2, 5, 6, 1, true),
-        (3, 1, 5, 4, true),
-        (2, 2, 64, 4, true),
-        (2, 11, 33, 2, true),
-        (1, 63, 70, 4, true),
-        (3, 64, 130, 3, false),
-        (1, 1025, 7, 4, true),
+    for (batch, seq_len, channels, d_conv, options) in [
+        (1, 1, 1, 1, NONE),
+        (2, 5, 6, 1, ALL),
+        (3, 1, 5, 4, ALL),
+        (2, 2, 64, 4, ALL),
+        (2, 11, 33, 2, ALL),
+        (1, 63, 70, 4, ALL),
+        (3, 64, 130, 3, NONE),
+        (2, 97, 19, 4, ALL),
+        (2, 97, 19, 4, Options { silu: false, ..ALL }),
+        (2, 97, 19, 3, Options { bias: false, ..ALL }),
+        (1, 97, 19, 2, Options { initial: false, ..ALL }),
+        (1, 97, 19, 5, Options { resets: false, ..ALL }),
+        (2, 97, 19, 4, Options { bias: true, ..NONE }),
+        (2, 97, 19, 4, Options { silu: true, ..NONE }),
+        (2, 3, 19, 6, Options { initial: true, ..NONE }),
+        (2, 97, 19, 6, Options { resets: true, ..NONE }),
+        (1, 1025, 7, 4, ALL),
     ] {
-        let case = Case::new(batch, seq_len, channels, d_conv, optional);
+        let case = Case::new(batch, seq_len, channels, d_conv, options);
         let y = host::forward(case.dims, &case.slices());
         let truth = host::backward(case.dims, &case.slices(), &case.grad_y);
         for (name, device) in devices() {
             let (reference_y, reference) = case.run(&device, reference::causal_conv1d);
             let (kernel_y, kernel) = case.run(&device, causal_conv1d);
-            let what = format!("{:?} on {name}", case.dims);
+            let what = format!("{:?} {options:?} on {name}", case.dims);
             assert_error(&format!("reference y {what}"), &reference_y, &y, 1e-5);
             let bound = 2.0 * relative_rms(&reference_y, &y) + 3e-7;
             assert_error(&format!("kernel y {what}"), &kernel_y, &y, bound);
@@ -182,7 +203,7 @@ fn reference_and_kernels_agree_with_the_host() {
 #[test]
 fn half_precision_is_summed_in_f32() {
     for (batch, seq_len, channels, d_conv) in [(2, 11, 33, 4), (1, 6, 5, 1)] {
-        let case = Case::new(batch, seq_len, channels, d_conv, true);
+        let case = Case::new(batch, seq_len, channels, d_conv, ALL);
         let y = host::forward(case.dims, &case.slices());
         let truth = host::backward(case.dims, &case.slices(), &case.grad_y);
         for (name, device) in half_devices() {
@@ -208,7 +229,7 @@ fn half_precision_is_summed_in_f32() {
 #[test]
 fn the_history_has_the_dtype_of_the_input() {
     for (name, device) in half_devices() {
-        let case = Case::new(2, 9, 5, 4, true);
+        let case = Case::new(2, 9, 5, 4, ALL);
         let args = case.args(&device);
         let exact = args.x.clone().cast(FloatDType::BF16);
         let state = |x: Tensor<3>| {
@@ -224,7 +245,7 @@ fn the_history_has_the_dtype_of_the_input() {
 #[test]
 fn a_filter_of_one_tap_has_an_empty_history() {
     for (name, device) in devices() {
-        let case = Case::new(2, 9, 5, 1, true);
+        let case = Case::new(2, 9, 5, 1, ALL);
         let args = case.args(&device);
         let state = final_state(args.x, args.initial_state, args.resets, 1);
         assert_eq!(state.dims(), [2, 0, 5], "{name}");
@@ -233,7 +254,7 @@ fn a_filter_of_one_tap_has_an_empty_history() {
 
 #[test]
 fn a_split_sequence_with_carried_history_equals_the_whole() {
-    let case = Case::new(2, 23, 5, 4, true);
+    let case = Case::new(2, 23, 5, 4, ALL);
     for (name, device) in devices() {
         let args = case.args(&device);
         let whole = values(&causal_conv1d(args.clone()));
@@ -259,8 +280,160 @@ fn a_split_sequence_with_carried_history_equals_the_whole() {
 }
 
 #[test]
-#[should_panic(expected = "causal_conv1d: axis 0 of `weight` is 3, expected channels = 4")]
-fn a_wrong_filter_names_the_axis() {
-    let device = &devices()[0].1;
-    causal_conv1d(ConvArgs::new(Tensor::ones([1, 5, 4], device), Tensor::ones([3, 2], device)));
+fn convolution_is_bit_equal_for_any_number_of_threads() {
+    let case = Case::new(3, 200, 150, 4, ALL);
+    for (name, device) in devices() {
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
+            pool.install(|| case.run(&device, causal_conv1d))
+        };
+        let (one, two, five) = (run(1), run(2), run(5));
+        assert!(one.0 == two.0 && one.0 == five.0, "y differs on {name}");
+        for ((tensor, a), ((_, b), (_, c))) in
+            named(&one.1).into_iter().zip(named(&two.1).into_iter().zip(named(&five.1)))
+        {
+            assert!(a == b && a == c, "{tensor} differs between thread counts on {name}");
+        }
+    }
+}
+
+#[test]
+fn convolution_reads_views_that_are_not_contiguous() {
+    let case = Case::new(2, 20, 9, 4, ALL);
+    for (name, device) in devices() {
+        let (y, grads) = case.run(&device, causal_conv1d);
+        let device = device.autodiff();
+        let args = case.args(&device);
+        let (x, weight) = (View::new(&args.x), View::new(&args.weight));
+        let initial = View::new(&args.initial_state.expect("the case has a history"));
+        let viewed = causal_conv1d(ConvArgs {
+            x: x.tensor(),
+            weight: weight.tensor(),
+            initial_state: Some(initial.tensor()),
+            ..case.args(&device)
+        });
+        assert_eq!(values(&viewed), y, "{name}");
+        let loss = viewed * View::new(&tensor(&case.grad_y, [2, 20, 9], &device)).tensor();
+        let of = loss.sum().backward();
+        assert_eq!(x.grad(&of), grads.x, "{name}");
+        assert_eq!(weight.grad(&of), grads.weight, "{name}");
+        assert_eq!(initial.grad(&of), grads.initial_state, "{name}");
+    }
+}
+
+/// A loss that reads nothing but the history, whose gradient is the cotangent where an input is seen.
+#[test]
+fn the_history_alone_has_the_right_values_and_gradients() {
+    for (seq_len, d_conv) in [(9, 4), (2, 4), (1, 6), (3, 2)] {
+        for options in [ALL, Options { resets: false, ..ALL }] {
+            let case = Case::new(3, seq_len, 5, d_conv, options);
+            let before = d_conv - 1;
+            let cotangent = Draw::new(7).uniform(3 * before * 5, -1.0, 1.0);
+            let mut state = vec![0.0; cotangent.len()];
+            let mut grad_x = vec![0.0; case.x.len()];
+            let mut grad_initial = vec![0.0; case.initial.len()];
+            for (at, value) in state.iter_mut().enumerate() {
+                let (entry, row, channel) = (at / (before * 5), at / 5 % before, at % 5);
+                // Rows of the history and the sequence, one after the other.
+                let source = seq_len + row;
+                let behind = (source + 1).saturating_sub(before)..seq_len;
+                if options.resets && behind.clone().any(|t| case.resets[entry * seq_len + t] != 0.0)
+                {
+                    continue;
+                }
+                if source < before {
+                    let from = (entry * before + source) * 5 + channel;
+                    (*value, grad_initial[from]) = (case.initial[from], cotangent[at]);
+                } else {
+                    let from = (entry * seq_len + source - before) * 5 + channel;
+                    (*value, grad_x[from]) = (case.x[from], cotangent[at]);
+                }
+            }
+            for (name, device) in devices() {
+                let device = device.autodiff();
+                let args = case.args(&device);
+                let x = args.x.require_grad();
+                let initial = args.initial_state.expect("the case has a history").require_grad();
+                let got = final_state(x.clone(), Some(initial.clone()), args.resets, d_conv);
+                assert_eq!(values(&got), state, "{seq_len}, {d_conv}, {options:?} on {name}");
+                let loss = got * tensor(&cotangent, [3, before, 5], &device);
+                let grads = loss.sum().backward();
+                let grad = |leaf: &Tensor<3>| {
+                    leaf.grad(&grads).map_or_else(Vec::new, |grad| values(&grad))
+                };
+                assert_eq!(grad(&x), grad_x, "{seq_len}, {d_conv}, {options:?} on {name}");
+                assert_eq!(grad(&initial), grad_initial, "{seq_len}, {d_conv} on {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_crosses_a_reset() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        let mut case = Case::new(1, 12, 5, 4, ALL);
+        case.resets.fill(0.0);
+        (case.resets[0], case.resets[10]) = (1.0, 1.0);
+        let mut broken = case.clone();
+        broken.initial.fill(bad);
+        broken.x[9 * 5..][..5].fill(bad);
+        for (name, device) in devices() {
+            for conv in [causal_conv1d, reference::causal_conv1d as fn(ConvArgs) -> Tensor<3>] {
+                let whole = values(&conv(case.args(&device)));
+                let got = values(&conv(broken.args(&device)));
+                for seen in [0..9 * 5, 10 * 5..12 * 5] {
+                    assert_eq!(got[seen.clone()], whole[seen], "{bad} on {name}");
+                }
+            }
+            let history = |case: &Case| {
+                let args = case.args(&device);
+                values(&final_state(args.x, args.initial_state, args.resets, 4))
+            };
+            assert_eq!(history(&broken), history(&case), "{bad} on {name}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_shape_names_the_argument_and_the_axis() {
+    let device = any_device();
+    type Change = fn(&mut ConvArgs, &Device);
+    let changes: [(Change, &str); 9] = [
+        (|a, d| a.x = Tensor::zeros([0, 5, 4], d), "`batch` is 0, expected at least 1"),
+        (|a, d| a.x = Tensor::zeros([2, 0, 4], d), "`seq_len` is 0, expected at least 1"),
+        (|a, d| a.x = Tensor::zeros([2, 5, 0], d), "`channels` is 0, expected at least 1"),
+        (|a, d| a.weight = Tensor::zeros([4, 0], d), "`d_conv` is 0, expected at least 1"),
+        (
+            |a, d| a.weight = Tensor::zeros([3, 4], d),
+            "axis 0 of `weight` is 3, expected channels = 4",
+        ),
+        (
+            |a, d| a.bias = Some(Tensor::zeros([3], d)),
+            "axis 0 of `bias` is 3, expected channels = 4",
+        ),
+        (
+            |a, d| a.initial_state = Some(Tensor::zeros([2, 4, 4], d)),
+            "axis 1 of `initial_state` is 4, expected d_conv - 1 = 3",
+        ),
+        (
+            |a, d| a.initial_state = Some(Tensor::zeros([2, 3, 5], d)),
+            "axis 2 of `initial_state` is 5, expected channels = 4",
+        ),
+        (
+            |a, d| a.resets = Some(Tensor::<2>::zeros([2, 6], d).bool()),
+            "axis 1 of `resets` is 6, expected seq_len = 5",
+        ),
+    ];
+    for (change, expected) in changes {
+        let mut args = Case::new(2, 5, 4, 4, ALL).args(&device);
+        change(&mut args, &device);
+        let expected = format!("causal_conv1d: {expected}");
+        assert_eq!(panic_of(|| causal_conv1d(args.clone())), expected);
+        assert_eq!(panic_of(|| reference::causal_conv1d(args.clone())), expected);
+        if !expected.contains("weight") && !expected.contains("bias") {
+            let [_, d_conv] = args.weight.dims();
+            let history = || final_state(args.x, args.initial_state, args.resets, d_conv);
+            assert_eq!(panic_of(history), expected);
+        }
+    }
 }

@@ -10,7 +10,7 @@ use burn::{
 use serde::{Deserialize, Serialize};
 use ssm_core::{
     init::Init,
-    mixers::{AnyMixer, MambaConfig, Mixer, MixerConfig, MixerError, MixerState},
+    mixers::{AnyMixer, MambaConfig, Mixer, MixerConfig, MixerError},
     nn::{Backbone, BackboneConfig, BidirectionalConfig, Merge, MlpConfig},
 };
 
@@ -526,10 +526,4 @@ fn a_configuration_out_of_range_names_the_field() {
         let error = config.validate(D_MODEL).expect_err(text);
         assert_eq!(error.to_string(), expected);
     }
-}
-
-/// Keeps the state's type in the public interface under test.
-#[allow(dead_code, reason = "compiles, which is the test")]
-fn states_are_cloneable(state: &MixerState) -> MixerState {
-    state.clone()
 }

@@ -9,7 +9,8 @@ use ssm_core::ops::selective_scan::{
 };
 
 use crate::support::{
-    Draw, assert_error, devices, dot, finite_difference, half_devices, relative_rms, tensor, values,
+    Draw, View, any_device, assert_error, devices, dot, finite_difference, half_devices, panic_of,
+    relative_rms, tensor, values,
 };
 
 /// Which optional arguments a case has.
@@ -352,22 +353,44 @@ fn a_loss_on_one_output_only_has_the_right_gradients() {
 
 #[test]
 fn scan_reads_views_that_are_not_contiguous() {
-    let case = Case::new(dims(2, 20, 8, 4, 1), MAMBA);
+    let case = Case::new(dims(2, 37, 10, 4, 2), ALL);
     for (name, device) in devices() {
-        let args = case.args(&device);
-        let plain = selective_scan(args.clone());
-        let turned = |t: Tensor<3>| {
-            let t: Tensor<3> = Tensor::from_data(t.swap_dims(1, 2).into_data(), &device);
-            t.swap_dims(1, 2)
-        };
-        let views = ScanArgs {
-            u: turned(args.u.clone()),
-            b: turned(args.b.clone()),
-            z: args.z.clone().map(turned),
+        let plain = case.run(&device, selective_scan);
+        let device = device.autodiff();
+        let args = case.constants(&device);
+        let view = |tensor: &Tensor<3>| View::new(tensor);
+        let (u, delta, a) = (view(&args.u), view(&args.delta), View::new(&args.a));
+        let (b, c) = (view(&args.b), view(&args.c));
+        let z = view(args.z.as_ref().expect("the case has a gate"));
+        let initial = view(args.initial_state.as_ref().expect("the case has a state"));
+        let out = selective_scan(ScanArgs {
+            u: u.tensor(),
+            delta: delta.tensor(),
+            a: a.tensor(),
+            b: b.tensor(),
+            c: c.tensor(),
+            z: Some(z.tensor()),
+            initial_state: Some(initial.tensor()),
             ..args
-        };
-        let viewed = selective_scan(views);
-        assert_eq!(values(&plain.y), values(&viewed.y), "{name}");
+        });
+        assert_eq!(values(&out.y), plain.y, "{name}");
+        assert_eq!(values(&out.final_state), plain.final_state, "{name}");
+        // The cotangents are views as well.
+        let turned = |values: &[f64], shape| view(&tensor(values, shape, &device)).tensor();
+        let loss = (out.y * turned(&case.grad_y, [2, 37, 10])).sum()
+            + (out.final_state * turned(&case.grad_final, [2, 10, 4])).sum();
+        let grads = loss.backward();
+        for (input, got, expected) in [
+            ("u", u.grad(&grads), &plain.grads.u),
+            ("delta", delta.grad(&grads), &plain.grads.delta),
+            ("a", a.grad(&grads), &plain.grads.a),
+            ("b", b.grad(&grads), &plain.grads.b),
+            ("c", c.grad(&grads), &plain.grads.c),
+            ("z", z.grad(&grads), &plain.grads.z),
+            ("initial_state", initial.grad(&grads), &plain.grads.initial_state),
+        ] {
+            assert_eq!(&got, expected, "gradient of {input} on {name}");
+        }
     }
 }
 
@@ -550,17 +573,84 @@ fn a_nan_in_the_input_reaches_the_output() {
 }
 
 #[test]
-#[should_panic(expected = "selective_scan: axis 1 of `delta` is 6, expected seq_len = 5")]
-fn a_wrong_length_names_the_axis() {
-    let mut args = Case::new(dims(1, 5, 4, 2, 1), PLAIN).args(&devices()[0].1);
-    args.delta = Tensor::zeros([1, 6, 4], &devices()[0].1);
-    selective_scan(args);
+fn nothing_crosses_a_reset() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        let mut case = Case::new(dims(1, 40, 5, 3, 1), ALL);
+        case.resets.fill(0.0);
+        (case.resets[0], case.resets[20]) = (1.0, 1.0);
+        let mut broken = case.clone();
+        broken.initial.fill(bad);
+        broken.u[19 * 5..][..5].fill(bad);
+        for (name, device) in devices() {
+            for scan in [selective_scan, reference::selective_scan as fn(ScanArgs) -> ScanOutput] {
+                let (whole, got) = (scan(case.args(&device)), scan(broken.args(&device)));
+                let (y, expected) = (values(&got.y), values(&whole.y));
+                for seen in [0..19 * 5, 20 * 5..40 * 5] {
+                    assert_eq!(y[seen.clone()], expected[seen], "{bad} on {name}");
+                }
+                let states = [values(&got.final_state), values(&whole.final_state)];
+                assert_eq!(states[0], states[1], "{bad} on {name}");
+            }
+        }
+    }
 }
 
 #[test]
-#[should_panic(expected = "axis 2 of `b` is 3, expected n_groups * d_state with d_state = 2")]
-fn a_wrong_group_count_names_the_sizes() {
-    let mut args = Case::new(dims(1, 5, 4, 2, 1), PLAIN).args(&devices()[0].1);
-    args.b = Tensor::zeros([1, 5, 3], &devices()[0].1);
-    selective_scan(args);
+fn a_wrong_shape_names_the_argument_and_the_axis() {
+    let device = any_device();
+    type Change = fn(&mut ScanArgs, &Device);
+    let changes: [(Change, &str); 16] = [
+        (|a, d| a.u = Tensor::zeros([0, 5, 4], d), "`batch` is 0, expected at least 1"),
+        (|a, d| a.u = Tensor::zeros([2, 0, 4], d), "`seq_len` is 0, expected at least 1"),
+        (|a, d| a.u = Tensor::zeros([2, 5, 0], d), "`d_inner` is 0, expected at least 1"),
+        (|a, d| a.a = Tensor::zeros([4, 0], d), "`d_state` is 0, expected at least 1"),
+        (
+            |a, d| a.delta = Tensor::zeros([2, 6, 4], d),
+            "axis 1 of `delta` is 6, expected seq_len = 5",
+        ),
+        (|a, d| a.a = Tensor::zeros([3, 2], d), "axis 0 of `a` is 3, expected d_inner = 4"),
+        (
+            |a, d| a.b = Tensor::zeros([2, 5, 3], d),
+            "axis 2 of `b` is 3, expected n_groups * d_state with d_state = 2 and n_groups a divisor \
+             of d_inner = 4",
+        ),
+        (
+            |a, d| a.b = Tensor::zeros([2, 5, 6], d),
+            "axis 2 of `b` is 6, expected n_groups * d_state with d_state = 2 and n_groups a divisor \
+             of d_inner = 4",
+        ),
+        (|a, d| a.b = Tensor::zeros([3, 5, 2], d), "axis 0 of `b` is 3, expected batch = 2"),
+        (
+            |a, d| a.c = Tensor::zeros([2, 5, 4], d),
+            "axis 2 of `c` is 4, expected n_groups * d_state = 2",
+        ),
+        (|a, d| a.d = Some(Tensor::zeros([5], d)), "axis 0 of `d` is 5, expected d_inner = 4"),
+        (
+            |a, d| a.z = Some(Tensor::zeros([2, 4, 4], d)),
+            "axis 1 of `z` is 4, expected seq_len = 5",
+        ),
+        (
+            |a, d| a.delta_bias = Some(Tensor::zeros([1], d)),
+            "axis 0 of `delta_bias` is 1, expected d_inner = 4",
+        ),
+        (
+            |a, d| a.initial_state = Some(Tensor::zeros([2, 4, 3], d)),
+            "axis 2 of `initial_state` is 3, expected d_state = 2",
+        ),
+        (
+            |a, d| a.initial_state = Some(Tensor::zeros([1, 4, 2], d)),
+            "axis 0 of `initial_state` is 1, expected batch = 2",
+        ),
+        (
+            |a, d| a.resets = Some(Tensor::<2>::zeros([2, 4], d).bool()),
+            "axis 1 of `resets` is 4, expected seq_len = 5",
+        ),
+    ];
+    for (change, expected) in changes {
+        let mut args = Case::new(dims(2, 5, 4, 2, 1), ALL).args(&device);
+        change(&mut args, &device);
+        let expected = format!("selective_scan: {expected}");
+        assert_eq!(panic_of(|| selective_scan(args.clone())), expected);
+        assert_eq!(panic_of(|| reference::selective_scan(args)), expected);
+    }
 }

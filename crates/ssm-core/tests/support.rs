@@ -151,6 +151,36 @@ pub(crate) fn finite_difference(x: &[f64], eps: f64, mut f: impl FnMut(&[f64]) -
         .collect()
 }
 
+/// What `run` panics with.
+pub(crate) fn panic_of<T>(run: impl FnOnce() -> T) -> String {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(_) => "no panic".to_owned(),
+        Err(panic) => *panic.downcast::<String>().expect("a formatted message"),
+    }
+}
+
+/// A tensor of equal values that lies in memory in another order of axes: a view of `leaf`, its
+/// transpose, and what a gradient of the leaf has to be turned by too.
+pub(crate) struct View<const D: usize> {
+    leaf: Tensor<D>,
+}
+
+impl<const D: usize> View<D> {
+    pub(crate) fn new(tensor: &Tensor<D>) -> Self {
+        let device = tensor.device();
+        let turned = tensor.clone().swap_dims(D - 2, D - 1).into_data();
+        Self { leaf: Tensor::from_data(turned, &device).require_grad() }
+    }
+
+    pub(crate) fn tensor(&self) -> Tensor<D> {
+        self.leaf.clone().swap_dims(D - 2, D - 1)
+    }
+
+    pub(crate) fn grad(&self, grads: &burn::tensor::Gradients) -> Vec<f64> {
+        values(&self.leaf.grad(grads).expect("a gradient").swap_dims(D - 2, D - 1))
+    }
+}
+
 /// Sum of products.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()

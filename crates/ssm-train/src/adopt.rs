@@ -16,7 +16,8 @@ use crate::{
 /// Makes the run directory of `config` with `model` as its only checkpoint, at step 0.
 ///
 /// `origin` says where the weights come from, and `artifacts` is what the task would have kept; the
-/// configuration describes the model, and is not read for data.
+/// configuration describes the model, and is not read for data. `commit` is the one that the program
+/// was built from.
 ///
 /// # Errors
 /// [`Error::RunExists`] where a run already is, and [`Error::Save`].
@@ -26,6 +27,7 @@ pub fn adopt<C: TaskConfig, M: Module>(
     origin: String,
     artifacts: serde_json::Value,
     device: &Device,
+    commit: Option<String>,
 ) -> Result<(), Error> {
     let path = config.run.path();
     RunDir::check(&path, false)?;
@@ -37,7 +39,10 @@ pub fn adopt<C: TaskConfig, M: Module>(
         data_hashes: BTreeMap::new(),
         artifacts,
         decayed_parameters: optim::decayed_parameters(model),
-        sessions: vec![Session::here(0, &config.device.backend, config.device.index)],
+        sessions: vec![Session {
+            build_commit: commit,
+            ..Session::here(0, &config.device.backend, config.device.index)
+        }],
     };
     run.describe(&config.to_toml(), &info)?;
     let optimizer = optim::build(&config.optim, model, device);

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     device,
     error::Error,
-    gradients::{Accumulation, is_host},
+    gradients::Accumulation,
     machine, optim,
     plan::{Plan, step_seed},
     report::Table,
@@ -102,7 +102,7 @@ pub fn cost<T: Task>(
         return Ok(cost);
     }
     let mut optimizer = optim::build(&config.optim, &model, &device);
-    let on_host = is_host(&device);
+    let on_host = device::is_host(&device);
     let failed = |message: String| Error::Device {
         device: backend.to_owned(),
         message,

@@ -144,7 +144,7 @@ fn write_report<T: Task>(
         facts.push(fact("instructions", session.simd.clone()));
         facts.push(fact("processors", session.cpus.to_string()));
         facts.push(fact("version", format!("{} on Burn {}", session.version, session.burn)));
-        facts.extend(session.git_commit.clone().map(|commit| fact("commit", commit)));
+        facts.extend(session.build_commit.clone().map(|commit| fact("built from commit", commit)));
     }
     let page = report::html(&RunReport {
         name: config.run.name.clone(),

@@ -31,6 +31,15 @@ const BACKENDS: &[Backend] = &[
     Backend { name: "webgpu", compiled: cfg!(feature = "webgpu"), bf16: false },
 ];
 
+/// Whether tensors of `device` live in host memory, so that reading one as a slice copies nothing.
+///
+/// A wrong answer costs time, never correctness.
+#[must_use]
+pub fn is_host(device: &Device) -> bool {
+    // Only accelerator runtimes keep memory pools that they can report on.
+    device.memory_pool_usage().is_none()
+}
+
 /// Every backend by name, and whether this binary holds it.
 #[must_use]
 pub fn backends() -> Vec<(&'static str, bool)> {

@@ -140,7 +140,7 @@ fn page<T: Task>(
     if let Some(session) = info.sessions.last() {
         facts.push(fact("backend", session.backend.clone()));
         facts.push(fact("processors", session.cpus.to_string()));
-        facts.extend(session.git_commit.clone().map(|commit| fact("commit", commit)));
+        facts.extend(session.build_commit.clone().map(|commit| fact("built from commit", commit)));
     }
     let mut figures = outcome.figures;
     figures.extend(training_curves(run, n_folds)?);

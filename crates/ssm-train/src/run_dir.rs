@@ -5,6 +5,7 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::Write,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,10 @@ const LOCK: &str = "lock";
 const RUN: &str = "run.json";
 pub(crate) const METRICS: &str = "metrics.jsonl";
 pub(crate) const RESULT: &str = "result.json";
+
+/// How long a lock may be another's before it is that of a run: [`holder`] takes it for an instant,
+/// and the number in the file is then that of a process long gone.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A run directory that belongs to this process until it is dropped.
 #[derive(Debug)]
@@ -58,8 +63,11 @@ pub struct Session {
     pub version: String,
     /// Version of Burn.
     pub burn: String,
-    /// Commit of the git checkout that it was started in, if it was one.
-    pub git_commit: Option<String>,
+    /// Commit that was checked out when the program was built; changes that were not committed do not
+    /// show. None for a build outside of a git checkout, and where an older version wrote it, which
+    /// took the commit of the directory that the process was started in.
+    #[serde(default)]
+    pub build_commit: Option<String>,
     /// Backend in use, never `auto`.
     pub backend: String,
     /// Which of several equal devices.
@@ -83,7 +91,7 @@ fn one() -> usize {
 }
 
 impl Session {
-    /// The session of this process, of a single replica.
+    /// The session of this process, of a single replica, of a program that says nothing of its commit.
     #[must_use]
     pub fn here(from_step: u64, backend: &str, device_index: usize) -> Self {
         Self {
@@ -91,7 +99,7 @@ impl Session {
             from_step,
             version: env!("CARGO_PKG_VERSION").into(),
             burn: BURN_VERSION.into(),
-            git_commit: std::env::current_dir().ok().and_then(|dir| git_commit(&dir)),
+            build_commit: None,
             backend: backend.into(),
             device_index,
             replicas: 1,
@@ -320,13 +328,19 @@ fn lock(dir: &Path) -> Result<File, Error> {
     // Not truncated: until the lock is ours, the number in the file is another's.
     let opened = options.create(true).truncate(false).write(true).open(&path);
     let mut file = opened.map_err(atomic::save("write", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let pid = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
-            return Err(Error::RunInUse { dir: dir.to_owned(), pid });
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if start.elapsed() < LOOK => {
+                std::thread::sleep(LOOK / 20);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let pid = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+                return Err(Error::RunInUse { dir: dir.to_owned(), pid });
+            }
+            Err(TryLockError::Error(error)) => return Err(atomic::save("lock", &path)(error)),
         }
-        Err(TryLockError::Error(error)) => return Err(atomic::save("lock", &path)(error)),
     }
     let written = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(atomic::save("write", &path))?;
@@ -341,21 +355,6 @@ pub(crate) fn turn(dir: &Path) -> Result<File, Error> {
     let file = opened.map_err(atomic::save("write", &path))?;
     file.lock().map_err(atomic::save("lock", &path))?;
     Ok(file)
-}
-
-/// The commit that is checked out around `dir`, `None` outside a git checkout.
-fn git_commit(dir: &Path) -> Option<String> {
-    let git = dir.ancestors().map(|dir| dir.join(".git")).find(|git| git.is_dir())?;
-    let head = fs::read_to_string(git.join("HEAD")).ok()?;
-    let Some(name) = head.trim().strip_prefix("ref: ") else {
-        return Some(head.trim().to_owned());
-    };
-    if let Ok(commit) = fs::read_to_string(git.join(name)) {
-        return Some(commit.trim().to_owned());
-    }
-    let packed = fs::read_to_string(git.join("packed-refs")).ok()?;
-    let mut lines = packed.lines().filter_map(|line| line.split_once(' '));
-    lines.find(|(_, packed_name)| *packed_name == name).map(|(commit, _)| commit.to_owned())
 }
 
 #[cfg(test)]
@@ -389,22 +388,21 @@ mod tests {
     }
 
     #[test]
-    fn the_commit_is_found_loose_packed_and_detached() {
+    fn who_only_looks_does_not_keep_a_run_from_starting() {
         let dir = tempfile::tempdir().unwrap();
-        let git = dir.path().join(".git");
-        let write = |name: &str, text: &str| {
-            fs::create_dir_all(git.join(name).parent().unwrap()).unwrap();
-            atomic::write(&git.join(name), text.as_bytes()).unwrap();
-        };
-        let inside = dir.path().join("a/b");
-        assert_eq!(git_commit(&inside), None);
-        write("HEAD", "ref: refs/heads/main\n");
-        write("packed-refs", "# pack-refs\naaaa refs/heads/other\nbbbb refs/heads/main\n");
-        assert_eq!(git_commit(&inside).as_deref(), Some("bbbb"));
-        write("refs/heads/main", "cccc\n");
-        assert_eq!(git_commit(&inside).as_deref(), Some("cccc"));
-        write("HEAD", "dddd\n");
-        assert_eq!(git_commit(dir.path()).as_deref(), Some("dddd"));
+        drop(RunDir::open(dir.path(), false).unwrap());
+        let looking = File::open(dir.path().join(LOCK)).unwrap();
+        looking.lock_shared().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(LOOK / 4);
+                looking.unlock().unwrap();
+            });
+            RunDir::open(dir.path(), false).unwrap();
+        });
+        // One that stays is taken for a run.
+        looking.lock_shared().unwrap();
+        assert!(matches!(RunDir::open(dir.path(), false), Err(Error::RunInUse { .. })));
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct TrainOptions {
     pub show: Show,
     /// Directories that data files are searched in, in order.
     pub data_dirs: Vec<PathBuf>,
+    /// The commit that the program was built from, for the record.
+    pub commit: Option<String>,
 }
 
 /// Trains, then scores the best weights on the test split, which nothing else touches.
@@ -249,7 +251,7 @@ impl<T: Task> Trainer<'_, T> {
         let clock = Instant::now();
         let step = self.position.step;
         let lr = self.replica.lr(step);
-        let Gradient { params, loss, norm, weight } = gradient;
+        let Gradient { params, loss, norm, weight, .. } = gradient;
         let model = in_span!("optimizer", {
             let model = self.replica.optimizer.step(lr, model, params);
             self.replica.settled(|| model)

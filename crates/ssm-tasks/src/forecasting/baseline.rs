@@ -79,9 +79,8 @@ const PATIENCE: u32 = 3;
 /// of launches on a GPU, so that a whole run could wait for it. And a baseline does not differ by device.
 fn trains_on(task: &ForecastingTask) -> Result<Device, Error> {
     let device = task.device().clone().inner();
-    // Only accelerator runtimes keep memory pools that they can report on.
     match device::processor() {
-        Some(processor) if device.memory_pool_usage().is_some() => device::open(processor, 0),
+        Some(processor) if !device::is_host(&device) => device::open(processor, 0),
         _ => Ok(device),
     }
 }

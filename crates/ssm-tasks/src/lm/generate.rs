@@ -140,7 +140,7 @@ enum Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(model: &'a MambaLm, state: BackboneState, batch: usize, n_vocab: usize) -> Self {
         // On processors nothing is gained: there a launch is a call.
-        if model.device().memory_pool_usage().is_none() {
+        if ssm_train::device::is_host(&model.device()) {
             return Self::Steps { model, state };
         }
         let dtype = model.activations();

@@ -14,7 +14,7 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 
-use crate::{gradients::is_host, moments::Moments};
+use crate::{device::is_host, moments::Moments};
 
 /// Adam with bias correction, and weight decay of either kind.
 ///

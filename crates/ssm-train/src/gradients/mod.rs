@@ -9,7 +9,7 @@ mod rows;
 use burn::{
     module::{Module, ModuleVisitor, Param},
     optim::{GradientsAccumulator, GradientsParams},
-    tensor::{DType, Device, ExecutionError, Tensor, TensorData, Transaction},
+    tensor::{DType, ExecutionError, Tensor, TensorData, Transaction},
 };
 
 #[cfg(feature = "cube")]
@@ -17,13 +17,9 @@ use self::cube::Squares;
 
 use crate::{collective::Collective, error::Error, task::Loss};
 
-/// Whether tensors of `device` live in host memory, so that reading one as a slice copies nothing.
-///
-/// A wrong answer costs time, never correctness.
-pub(crate) fn is_host(device: &Device) -> bool {
-    // Only accelerator runtimes keep memory pools that they can report on.
-    device.memory_pool_usage().is_none()
-}
+/// Longest gradient that reaches an optimiser. Adam squares it in f32, where the square of 1.8e19 is
+/// infinite: the second moment would stay so, and the weight would never move again.
+const LONGEST: f64 = 1e19;
 
 /// Sums what the micro-batches of one optimiser step say.
 pub(crate) struct Accumulation<M> {
@@ -43,6 +39,8 @@ pub(crate) struct Gradient {
     pub(crate) loss: f64,
     /// Global L2 norm before clipping.
     pub(crate) norm: f64,
+    /// And after it.
+    pub(crate) clipped: f64,
     /// Samples in the step.
     pub(crate) weight: f64,
 }
@@ -126,31 +124,41 @@ impl<M: Module> Accumulation<M> {
             let squares = numbers.split_off(n).iter().flatten().sum();
             (self.shared.unwrap_or_else(|| self.weighted(&numbers.concat())), squares)
         };
-        let (norm, factor) = self.norm_and_factor(squares, weight, clip_norm);
+        let ([norm, clipped], factor) = self.norms_and_factor(squares, weight, clip_norm);
         if factor != 1.0 {
             model.visit(&mut Scale { params: &mut params, factor });
         }
-        Ok(Gradient { params, loss: total / weight, norm, weight })
+        Ok(Gradient { params, loss: total / weight, norm, clipped, weight })
     }
 
-    /// Norm of the mean, and what the sum is multiplied by to become the clipped mean.
-    fn norm_and_factor(&self, squares: f64, weight: f64, clip_norm: Option<f64>) -> (f64, f64) {
+    /// Norm of the mean before and after clipping, and what the sum is multiplied by to become the
+    /// clipped mean.
+    fn norms_and_factor(
+        &self,
+        squares: f64,
+        weight: f64,
+        clip_norm: Option<f64>,
+    ) -> ([f64; 2], f64) {
         let divisor = if self.several { weight } else { 1.0 };
         let norm = squares.sqrt() / divisor;
         let clip = clip_norm.map_or(1.0, |limit| f64::min(1.0, limit / (norm + 1e-6)));
-        (norm, clip / divisor)
+        ([norm, norm * clip], clip / divisor)
     }
 }
 
 impl Gradient {
     /// Refuses a loss or a gradient that must not reach the weights.
     pub(crate) fn check_finite<M: Module>(&self, model: &M, step: u64) -> Result<(), Error> {
-        let Self { params, loss, norm, .. } = self;
-        if loss.is_finite() && norm.is_finite() {
+        let Self { params, loss, norm, clipped, .. } = self;
+        let is_finite = loss.is_finite() && norm.is_finite();
+        if is_finite && *clipped <= LONGEST {
             return Ok(());
         }
         let what = match first_non_finite(model, params) {
             Some(name) if loss.is_finite() => format!("the gradient of `{name}` (loss {loss})"),
+            _ if is_finite => {
+                format!("the square of the gradient in f32 (norm {norm:e}, loss {loss})")
+            }
             _ => format!("the loss {loss} (gradient norm {norm})"),
         };
         let hint =
@@ -324,7 +332,10 @@ impl ModuleVisitor for NonFinite<'_> {
 
 #[cfg(test)]
 mod tests {
-    use burn::nn::{Linear, LinearConfig};
+    use burn::{
+        nn::{Linear, LinearConfig},
+        tensor::Device,
+    };
 
     use super::*;
 
@@ -440,6 +451,30 @@ mod tests {
             error.to_string(),
             "the gradient of `weight` (loss 0.5) is not finite at step 3"
         );
+    }
+
+    /// Finite numbers whose squares are not: what Adam makes of them stays in its state for good.
+    #[test]
+    fn a_gradient_too_long_to_be_squared_is_refused_unless_it_is_clipped() {
+        let model = model();
+        let huge = |clip_norm| {
+            let Loss { mean, weight } = loss(&model, 0..32);
+            let mut sum = Accumulation::new(1);
+            sum.add(&model, Loss { mean: mean.mul_scalar(1e20), weight });
+            sum.finish(&model, clip_norm, true).unwrap()
+        };
+        let mut free = huge(None);
+        free.loss = 0.5;
+        assert!(free.norm.is_finite() && first_non_finite(&model, &free.params).is_none());
+        let error = free.check_finite(&model, 3).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the square of the gradient in f32 (norm {:e}, loss 0.5) is not finite at step 3",
+                free.norm
+            )
+        );
+        huge(Some(1.0)).check_finite(&model, 3).unwrap();
     }
 
     #[test]

@@ -97,13 +97,14 @@ impl<M: Module> Accumulation<M> {
         let mut numbers = [total, weight, squares];
         collective.sum(&mut Vec::new(), &mut numbers)?;
         let [total, weight, squares] = numbers;
-        let (norm, factor) = self.norm_and_factor(squares, weight, clip_norm);
+        let ([norm, clipped], factor) = self.norms_and_factor(squares, weight, clip_norm);
         if factor != 1.0 {
             rows = rows.into_iter().map(|row| row.mul_scalar(factor)).collect();
         }
         let mut cut = Cut { rows: &rows, places: places.iter(), params: GradientsParams::new() };
         model.visit(&mut cut);
-        Ok(Gradient { params: cut.params, loss: total / weight, norm, weight })
+        let params = cut.params;
+        Ok(Gradient { params, loss: total / weight, norm, clipped, weight })
     }
 }
 

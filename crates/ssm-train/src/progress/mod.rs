@@ -7,7 +7,7 @@ use std::{
     io::IsTerminal,
 };
 
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use self::dashboard::Dashboard;
 pub use self::dashboard::Screen;
@@ -54,22 +54,12 @@ impl Progress {
             }
             _ => None,
         };
-        let bar = if matches!(show, Show::Bar) && is_terminal {
-            let template = "{bar:24} {pos}/{len} steps  {rate}/s  {msg}  eta {eta}";
-            let rate = |state: &ProgressState, text: &mut dyn Write| {
-                let _ = write!(text, "{:.1}", state.per_sec());
-            };
-            let style = ProgressStyle::with_template(template)
-                .unwrap_or_else(|_| ProgressStyle::default_bar())
-                .with_key("rate", rate)
-                .progress_chars("=> ");
-            ProgressBar::new(total_steps).with_style(style)
+        let target = if matches!(show, Show::Bar) && is_terminal {
+            ProgressDrawTarget::stderr()
         } else {
-            ProgressBar::hidden()
+            ProgressDrawTarget::hidden()
         };
-        // Without this the rate and the remaining time would count what an earlier process did.
-        bar.set_position(done);
-        bar.reset_eta();
+        let bar = bar(total_steps, done, target);
         Self { bar, dashboard, best: String::new(), pace: String::new() }
     }
 
@@ -81,7 +71,7 @@ impl Progress {
             let StepNumbers { done, loss, lr, .. } = numbers;
             self.bar.set_position(*done);
             let Self { pace, best, .. } = self;
-            self.bar.set_message(format!("loss {loss:.4}  lr {lr:.1e}{pace}{best}"));
+            self.bar.set_message(format!("  loss {loss:.4}  lr {lr:.1e}{pace}{best}"));
         }
     }
 
@@ -113,8 +103,106 @@ impl Progress {
     }
 }
 
+/// A bar of `done` of `total_steps`. Rate and remaining time appear once there are steps to take them from.
+fn bar(total_steps: u64, done: u64, target: ProgressDrawTarget) -> ProgressBar {
+    let rate = |state: &ProgressState, text: &mut dyn Write| {
+        let rate = state.per_sec();
+        if rate > 0.0 {
+            let _ = write!(text, "  {rate:.1}/s");
+        }
+    };
+    let left = |state: &ProgressState, text: &mut dyn Write| {
+        if state.per_sec() > 0.0 {
+            let _ = write!(text, "  eta {:#}", HumanDuration(state.eta()));
+        }
+    };
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} steps{rate}{msg}{left}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("rate", rate)
+        .with_key("left", left)
+        .progress_chars("=> ");
+    let bar = ProgressBar::with_draw_target(Some(total_steps), target).with_style(style);
+    // Without this the rate and the remaining time would count what an earlier process did.
+    bar.set_position(done);
+    bar.reset_eta();
+    bar
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
+
+    use indicatif::TermLike;
+
+    use super::*;
+
+    /// A terminal that keeps what was drawn last.
+    #[derive(Clone, Debug, Default)]
+    struct Paper(Arc<Mutex<String>>);
+
+    impl TermLike for Paper {
+        fn width(&self) -> u16 {
+            200
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(text)
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.0.lock().unwrap().clear();
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_line_shows_rate_and_remaining_time_once_it_knows_them() {
+        let paper = Paper::default();
+        let target = ProgressDrawTarget::term_like(Box::new(paper.clone()));
+        let (best, pace) = (String::new(), String::new());
+        let mut progress = Progress { bar: bar(10, 2, target), dashboard: None, best, pace };
+        let shown = |progress: &Progress| {
+            progress.bar.force_draw();
+            paper.0.lock().unwrap().trim_end().to_owned()
+        };
+        assert_eq!(shown(&progress), "====>                    2/10 steps");
+        std::thread::sleep(Duration::from_millis(30));
+        progress.best("mse", 0.25);
+        let numbers = StepNumbers { done: 5, loss: 0.5, lr: 1e-3, grad_norm: 1.0 };
+        progress.step(&numbers, || None);
+        let line = shown(&progress);
+        let (before, after) = line.split_once("  loss 0.5000  lr 1.0e-3  best mse 0.2500").unwrap();
+        assert!(after.starts_with("  eta "), "{line}");
+        let rate = before.strip_prefix("============>            5/10 steps  ").expect(before);
+        let rate: f64 = rate.strip_suffix("/s").expect(rate).parse().unwrap();
+        // Three steps in 30 ms and whatever the machine adds; those of the process before do not count.
+        assert!(rate > 0.0 && rate <= 100.0, "{line}");
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     device,
     error::Error,
-    gradients::{Accumulation, Gradient, is_host},
+    gradients::{Accumulation, Gradient},
     optim,
     plan::{Plan, micro_batch_seed},
     task::{Task, TaskConfig},
@@ -49,7 +49,7 @@ impl<'a, T: Task> Replica<'a, T> {
         let model = model.map(&mut Settle { next_id: 1 });
         let plan = Plan::of(config, task.batches_per_epoch())?;
         let optimizer = optim::build(&config.optim, &model, &device);
-        let on_host = is_host(&device);
+        let on_host = device::is_host(&device);
         drop(turn);
         let in_turns = on_host || T::Config::draws_numbers(&config.model);
         let replica = Self { config, task, device, plan, optimizer, collective, on_host, in_turns };

@@ -76,6 +76,7 @@ impl<'a, T: Task> Trainer<'a, T> {
         let session = Session {
             replicas: size,
             gradients: route.to_owned(),
+            build_commit: options.commit.clone(),
             ..Session::here(position.step, backend, config.device.index)
         };
         if let Some(last) = info.sessions.last() {

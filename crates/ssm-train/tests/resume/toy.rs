@@ -333,7 +333,10 @@ pub(crate) fn run(
 ) -> Result<Summary, Error> {
     let _guard = alone();
     let data_dirs = faults.iter().map(PathBuf::from).collect();
-    train::<Toy>(config, &TrainOptions { resume, show: Show::Quiet, data_dirs })
+    train::<Toy>(
+        config,
+        &TrainOptions { resume, show: Show::Quiet, data_dirs, ..TrainOptions::default() },
+    )
 }
 
 pub(crate) fn checkpoints(config: &Config<ToyConfig>) -> Checkpoints {

@@ -35,6 +35,8 @@ use self::{
 };
 use crate::ops::primitive::{check_shape, maybe};
 
+const OP: &str = "causal_conv1d";
+
 /// The arguments of [`causal_conv1d`].
 #[derive(Clone, Debug)]
 pub struct ConvArgs {
@@ -71,28 +73,17 @@ impl ConvArgs {
     /// # Panics
     /// If a shape disagrees; the message names the argument and the axis.
     pub fn dims(&self) -> ConvDims {
-        const OP: &str = "causal_conv1d";
         let [batch, seq_len, channels] = self.x.dims();
         let [_, d_conv] = self.weight.dims();
-        for (axis, size) in
-            [("batch", batch), ("seq_len", seq_len), ("channels", channels), ("d_conv", d_conv)]
-        {
-            assert!(size > 0, "{OP}: `{axis}` is 0, expected at least 1");
-        }
+        let dims = ConvDims { batch, seq_len, channels, d_conv };
+        check_sizes(dims);
         let weight = [("channels", channels), ("d_conv", d_conv)];
         check_shape(OP, "weight", self.weight.dims(), weight);
         if let Some(bias) = &self.bias {
             check_shape(OP, "bias", bias.dims(), [("channels", channels)]);
         }
-        if let Some(initial) = &self.initial_state {
-            let axes = [("batch", batch), ("d_conv - 1", d_conv - 1), ("channels", channels)];
-            check_shape(OP, "initial_state", initial.dims(), axes);
-        }
-        if let Some(resets) = &self.resets {
-            let axes = [("batch", batch), ("seq_len", seq_len)];
-            check_shape(OP, "resets", resets.dims(), axes);
-        }
-        ConvDims { batch, seq_len, channels, d_conv }
+        check_history(dims, &self.initial_state, &self.resets);
+        dims
     }
 }
 
@@ -129,37 +120,83 @@ pub fn causal_conv1d(args: ConvArgs) -> Tensor<3> {
 
 /// The history after the last step: what the next call takes as `initial_state`.
 ///
-/// `x` and `initial_state` are those of [`ConvArgs`]; steps before the last reset read as zero. The
-/// history is a copy of inputs and so in the dtype of `x`; with `d_conv` 1 it has no elements.
-/// Differentiable.
+/// Steps before the last reset read as zero, whatever they hold.
+///
+/// # Shapes
+/// `x`, `initial_state` and `resets` are those of [`ConvArgs`]; the history is
+/// `[batch, d_conv - 1, channels]`, without elements for a filter of one tap.
+///
+/// # Numerics
+/// A copy of inputs, and so in the dtype of `x`.
+///
+/// # Gradients
+/// `x` and `initial_state`.
+///
+/// # Panics
+/// If a shape disagrees with the list above; the message names the argument and the axis.
 pub fn final_state(
     x: Tensor<3>,
     initial_state: Option<Tensor<3>>,
     resets: Option<Tensor<2, Bool>>,
     d_conv: usize,
 ) -> Tensor<3> {
-    let before = d_conv - 1;
     let [batch, seq_len, channels] = x.dims();
+    check_sizes(ConvDims { batch, seq_len, channels, d_conv });
+    check_history(ConvDims { batch, seq_len, channels, d_conv }, &initial_state, &resets);
+    let before = d_conv - 1;
     if before == 0 {
         return Tensor::zeros([batch, 0, channels], (&x.device(), x.dtype()));
     }
-    let mut state = with_history(x, initial_state, before).narrow(1, seq_len, before);
-    if let Some(resets) = resets {
-        let keep = resets.bool_not().float().cast(state.dtype()); // [batch, seq_len]
-        let mut visible = Tensor::<2>::ones([batch, 1], (&keep.device(), keep.dtype()));
-        let mut rows = Vec::with_capacity(before);
-        for back in 0..before {
-            rows.push(
-                state.clone().narrow(1, before - 1 - back, 1) * visible.clone().unsqueeze_dim(2),
-            );
-            if back < seq_len {
-                visible = visible * keep.clone().narrow(1, seq_len - 1 - back, 1);
-            }
+    let state = with_history(x, initial_state, before).narrow(1, seq_len, before);
+    let Some(resets) = resets else { return state };
+    // Whether a reset lies behind a step, from the last step to earlier ones.
+    let mut hidden: Option<Tensor<2, Bool>> = None; // [batch, 1]
+    let mut rows = Vec::with_capacity(before);
+    for back in 0..before {
+        let row = state.clone().narrow(1, before - 1 - back, 1);
+        rows.push(hide(row, hidden.clone()));
+        if back < seq_len {
+            let reset = resets.clone().narrow(1, seq_len - 1 - back, 1);
+            hidden = Some(hidden.map_or(reset.clone(), |hidden| hidden.bool_or(reset)));
         }
-        rows.reverse();
-        state = Tensor::cat(rows, 1);
     }
-    state
+    rows.reverse();
+    Tensor::cat(rows, 1)
+}
+
+/// `x` with zeros in the hidden steps: a product with 0 would let NaN and infinity through.
+fn hide(x: Tensor<3>, hidden: Option<Tensor<2, Bool>>) -> Tensor<3> {
+    match hidden {
+        Some(hidden) => {
+            let shape = x.dims();
+            x.mask_fill(hidden.unsqueeze_dim::<3>(2).expand(shape), 0.0)
+        }
+        None => x,
+    }
+}
+
+fn check_sizes(dims: ConvDims) {
+    let ConvDims { batch, seq_len, channels, d_conv } = dims;
+    for (axis, size) in
+        [("batch", batch), ("seq_len", seq_len), ("channels", channels), ("d_conv", d_conv)]
+    {
+        assert!(size > 0, "{OP}: `{axis}` is 0, expected at least 1");
+    }
+}
+
+fn check_history(
+    dims: ConvDims,
+    initial_state: &Option<Tensor<3>>,
+    resets: &Option<Tensor<2, Bool>>,
+) {
+    let ConvDims { batch, seq_len, channels, d_conv } = dims;
+    if let Some(initial) = initial_state {
+        let axes = [("batch", batch), ("d_conv - 1", d_conv - 1), ("channels", channels)];
+        check_shape(OP, "initial_state", initial.dims(), axes);
+    }
+    if let Some(resets) = resets {
+        check_shape(OP, "resets", resets.dims(), [("batch", batch), ("seq_len", seq_len)]);
+    }
 }
 
 /// `x` with `before` earlier steps of its dtype in front, zeros if there is no history.

@@ -1,6 +1,6 @@
 //! Shift and add over tensors: any device, gradients by ordinary autodiff.
 
-use burn::tensor::{DType, FloatDType, Tensor, activation};
+use burn::tensor::{Bool, DType, FloatDType, Tensor, activation};
 
 use super::ConvArgs;
 
@@ -16,29 +16,27 @@ pub fn causal_conv1d(args: ConvArgs) -> Tensor<3> {
     let (x, weight) = (x.cast(FloatDType::F32), weight.cast(FloatDType::F32));
     let padded = super::with_history(x, initial_state, before);
     let on = (&padded.device(), DType::F32);
-    let keep = resets.map(|resets| resets.bool_not().float().cast(FloatDType::F32)); // [batch, seq_len]
     let mut y = Tensor::zeros([dims.batch, dims.seq_len, dims.channels], on);
-    // `visible` is 1 where no reset lies between the source and the step.
-    let mut visible: Option<Tensor<2>> = None;
+    // Whether a reset lies between the source and the step.
+    let mut hidden: Option<Tensor<2, Bool>> = None; // [batch, seq_len]
     for lag in 0..dims.d_conv {
         let tap = before - lag;
-        let mut term = padded.clone().narrow(1, tap, dims.seq_len)
-            * weight.clone().narrow(1, tap, 1).swap_dims(0, 1).unsqueeze();
-        if let Some(visible) = &visible {
-            term = term * visible.clone().unsqueeze_dim(2);
-        }
-        y = y + term;
-        if let Some(keep) = &keep {
+        // Hidden before the product, so that what is hidden does not reach the filter's gradient either.
+        let source = super::hide(padded.clone().narrow(1, tap, dims.seq_len), hidden.clone());
+        y = y + source * weight.clone().narrow(1, tap, 1).swap_dims(0, 1).unsqueeze();
+        if let Some(resets) = &resets {
             // One step further back passes the reset `lag` steps before this one.
-            let ones = Tensor::ones([dims.batch, lag.min(dims.seq_len)], on);
             let shifted = if lag == 0 {
-                keep.clone()
-            } else if lag >= dims.seq_len {
-                ones
+                resets.clone()
             } else {
-                Tensor::cat(vec![ones, keep.clone().narrow(1, 0, dims.seq_len - lag)], 1)
+                let passed = lag.min(dims.seq_len);
+                let none = resets.zeros_like().narrow(1, 0, passed);
+                match dims.seq_len - passed {
+                    0 => none,
+                    rest => Tensor::cat(vec![none, resets.clone().narrow(1, 0, rest)], 1),
+                }
             };
-            visible = Some(visible.map_or(shifted.clone(), |visible| visible * shifted));
+            hidden = Some(hidden.map_or(shifted.clone(), |hidden| hidden.bool_or(shifted)));
         }
     }
     if let Some(bias) = bias {

@@ -403,19 +403,34 @@ mod tests {
 
     #[test]
     fn every_instruction_set_agrees_with_the_specification() {
-        // Channels beyond the widest block, so that masked loads run too.
-        let dims = ConvDims { batch: 2, seq_len: 9, channels: 70, d_conv: 3 };
+        // Channels beyond the widest block, so that masked loads run too; filters beyond the ones with a
+        // window of their own, and sequences shorter than the filter.
+        for (seq_len, d_conv) in [(9, 3), (2, 4), (1, 6), (12, 6), (5, 1)] {
+            for with in [false, true] {
+                agree(ConvDims { batch: 2, seq_len, channels: 70, d_conv }, with);
+            }
+        }
+    }
+
+    /// `with` a history and resets. Output buffers start as NaN here.
+    fn agree(dims: ConvDims, with: bool) {
+        let ConvDims { batch, seq_len, channels, d_conv } = dims;
         let wave = |len: usize, step: f32| -> Vec<f32> {
             (0..len).map(|at| (at as f32 * step).sin()).collect()
         };
-        let (values, weight) = (wave(2 * 9 * 70, 0.7), wave(70 * 3, 0.3));
-        let (bias, grad_y) = (wave(70, 0.9), wave(2 * 9 * 70, 0.4));
+        let (values, weight) =
+            (wave(batch * seq_len * channels, 0.7), wave(channels * d_conv, 0.3));
+        let (bias, grad_y) = (wave(channels, 0.9), wave(values.len(), 0.4));
+        let initial = wave(batch * (d_conv - 1) * channels, 0.6);
+        // The first step of the second entry among them, and two in a row.
+        let resets: Vec<f32> =
+            (0..batch * seq_len).map(|at| f32::from(u8::from(at % 7 < 2 && at > 1))).collect();
         let x = ConvSlices {
             x: &values,
             weight: &weight,
             bias: Some(&bias),
-            initial_state: None,
-            resets: None,
+            initial_state: with.then_some(&initial),
+            resets: with.then_some(&resets),
             silu: true,
         };
         let (truth, truths) = (host::forward(dims, &x), host::backward(dims, &x, &grad_y));
@@ -427,10 +442,12 @@ mod tests {
                 ("grad x", &grads.x, &truths.x),
                 ("grad weight", &grads.weight, &truths.weight),
                 ("grad bias", &grads.bias, &truths.bias),
+                ("grad initial_state", &grads.initial_state, &truths.initial_state),
             ] {
+                assert_eq!(got.len(), truth.len(), "{arch:?}: {name}");
                 for (at, (got, truth)) in got.iter().zip(truth).enumerate() {
                     let close = (got - truth).abs() < 1e-5 * truth.abs().max(1.0);
-                    assert!(close, "{arch:?}: {name}[{at}] is {got}, expected {truth}");
+                    assert!(close, "{arch:?}, {dims:?}: {name}[{at}] is {got}, expected {truth}");
                 }
             }
         }

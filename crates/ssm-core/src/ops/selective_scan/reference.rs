@@ -39,15 +39,16 @@ pub fn selective_scan(args: ScanArgs) -> ScanOutput {
             (&device, burn::tensor::DType::F32),
         ),
     };
-    let keep = resets.map(|resets| resets.bool_not().float().cast(f32)); // [batch, seq_len]
     let mut outputs = Vec::with_capacity(dims.seq_len);
     for t in 0..dims.seq_len {
         let delta_t: Tensor<3> = delta.clone().narrow(1, t, 1).swap_dims(1, 2); // [batch, d_inner, 1]
         let u_t: Tensor<3> = u.clone().narrow(1, t, 1).swap_dims(1, 2); // [batch, d_inner, 1]
         let b_t: Tensor<3> = b.clone().narrow(1, t, 1).squeeze_dim(1); // [batch, d_inner, d_state]
         let c_t: Tensor<3> = c.clone().narrow(1, t, 1).squeeze_dim(1); // [batch, d_inner, d_state]
-        if let Some(keep) = &keep {
-            state = state * keep.clone().narrow(1, t, 1).unsqueeze_dim(2);
+        if let Some(resets) = &resets {
+            // Not a product with 0, which would let NaN and infinity through.
+            let reset = resets.clone().narrow(1, t, 1).unsqueeze_dim::<3>(2);
+            state = state.mask_fill(reset.expand([dims.batch, dims.d_inner, dims.d_state]), 0.0);
         }
         let decay = (delta_t.clone() * a.clone().unsqueeze()).exp();
         state = decay * state + delta_t * b_t * u_t;

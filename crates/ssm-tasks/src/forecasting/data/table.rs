@@ -6,7 +6,7 @@ use ::csv::{ByteRecord, ReaderBuilder};
 use jiff::civil::DateTime;
 use ssm_train::error::Error;
 
-use super::Series;
+use super::{Series, calendar::date_step};
 use crate::data::{DataFile, KnownSet, read_known};
 
 /// Formats that a date may have, the frequent ones first; digits need not be padded.
@@ -47,7 +47,8 @@ pub(super) fn read_table(
 /// Reads a table: a header (unless [`TableFormat::Headless`]), then one row of numbers a time step.
 ///
 /// Bytes that are not UTF-8 in names are replaced, line ends may be LF or CRLF, a byte order mark
-/// is skipped, spaces around cells are ignored. Dates that do not increase are a warning.
+/// is skipped, spaces around cells are ignored. Dates that do not increase, or not always by the same
+/// step, are a warning.
 ///
 /// # Errors
 /// [`Error::Data`] with line and column for an empty file, a repeated column, a missing date
@@ -91,7 +92,12 @@ pub fn parse_table(name: &str, file: &DataFile, format: TableFormat<'_>) -> Resu
     if values.first().is_none_or(Vec::is_empty) {
         return Err(file.error("the file has a header but no rows", None));
     }
-    warn_of_disorder(file, &dates);
+    for warning in [disorder(&dates), gaps(&dates)].into_iter().flatten() {
+        tracing::warn!(
+            "`{}`: {warning}; rows are taken in the order of the file",
+            file.path.display()
+        );
+    }
     Ok(Series {
         name: name.to_owned(),
         path: file.path.clone(),
@@ -204,20 +210,36 @@ impl Rows<'_> {
     }
 }
 
-/// Says once, for the first place, that time does not always increase.
-fn warn_of_disorder(file: &DataFile, dates: &[DateTime]) {
+/// That time does not always increase, with the first place.
+fn disorder(dates: &[DateTime]) -> Option<String> {
     let places: Vec<usize> = (1..dates.len()).filter(|&i| dates[i] <= dates[i - 1]).collect();
-    if let Some(&first) = places.first() {
-        tracing::warn!(
-            "`{}`: {} of {} dates do not come after the one before, the first is `{}` after `{}`; \
-             rows are taken in the order of the file",
-            file.path.display(),
-            places.len(),
-            dates.len(),
-            dates[first],
-            dates[first - 1]
-        );
-    }
+    let first = *places.first()?;
+    Some(format!(
+        "{} of {} dates do not come after the one before, the first is `{}` after `{}`",
+        places.len(),
+        dates.len(),
+        dates[first],
+        dates[first - 1]
+    ))
+}
+
+/// That time does not always increase by the same step, with the first place: a window takes its rows
+/// for neighbours.
+fn gaps(dates: &[DateTime]) -> Option<String> {
+    let step = date_step(dates)?;
+    let is_gap = |i: &usize| {
+        let taken = dates[i - 1].duration_until(dates[*i]);
+        taken.is_positive() && taken != step
+    };
+    let places: Vec<usize> = (1..dates.len()).filter(is_gap).collect();
+    let first = *places.first()?;
+    Some(format!(
+        "{} of {} steps are not `{step:#}`, the most frequent one, the first from `{}` to `{}`",
+        places.len(),
+        dates.len() - 1,
+        dates[first - 1],
+        dates[first]
+    ))
 }
 
 fn text(cell: &[u8]) -> String {
@@ -352,6 +374,31 @@ mod tests {
         for (bytes, expected) in cases {
             assert_eq!(message(bytes), expected);
         }
+    }
+
+    #[test]
+    fn time_that_stands_still_turns_back_or_jumps_is_named_with_its_first_place() {
+        let hours = |hours: &[i8]| -> Vec<DateTime> {
+            hours.iter().map(|hour| date(2020, 1, 1).at(*hour, 0, 0, 0)).collect()
+        };
+        let regular = hours(&[0, 1, 2, 3]);
+        assert_eq!((disorder(&regular), gaps(&regular)), (None, None));
+        let jumps = hours(&[0, 1, 2, 5, 6, 9, 10]);
+        assert_eq!(disorder(&jumps), None);
+        assert_eq!(
+            gaps(&jumps).unwrap(),
+            "2 of 6 steps are not `1h`, the most frequent one, the first from \
+             `2020-01-01T02:00:00` to `2020-01-01T05:00:00`"
+        );
+        let back = hours(&[0, 1, 1, 2, 1, 2]);
+        assert_eq!(
+            disorder(&back).unwrap(),
+            "2 of 6 dates do not come after the one before, the first is `2020-01-01T01:00:00` \
+             after `2020-01-01T01:00:00`"
+        );
+        // What is out of order is not told twice.
+        assert_eq!(gaps(&back), None);
+        assert_eq!((disorder(&[]), gaps(&hours(&[3]))), (None, None));
     }
 
     #[test]
