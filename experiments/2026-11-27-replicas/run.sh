@@ -79,7 +79,7 @@ print(f"{tokens:.0f} {16384 / share / tokens * 1e3:.2f} {'/'.join(f'{m / 1024:.1
 PY
 }
 
-# spans NAME LABEL: medians of the spans of a step of a run with `--profile`, ms, of its first replica.
+# spans NAME LABEL [SKIP]: medians of the spans of a step of a run with `--profile`, ms, of its first replica.
 spans() {
     python3 - "$out/$1.json" "$2" "${3:-5}" <<'PY'
 import collections, json, statistics, sys
@@ -94,6 +94,10 @@ for event in json.load(open(sys.argv[1])):
 leader = next((tid for tid, name in spans if name == "optimizer"), None)
 names = ["data", "forward", "backward", "collective", "norm", "optimizer"]
 found = {n: statistics.median(spans[leader, n][skip:]) for n in names if len(spans[leader, n]) > skip}
+# Whoever comes last to the collective waits for nobody.
+each = [times[skip:] for (_, name), times in spans.items() if name == "collective"]
+if len(each) > 1 and all(each):
+    found["collective of the last to come"] = statistics.median(map(min, zip(*each)))
 print(f"{sys.argv[2]}:", ", ".join(f"{name} {ms:.2f}" for name, ms in found.items()))
 PY
 }
