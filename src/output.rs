@@ -52,14 +52,7 @@ pub(crate) fn open(path: &Path) -> Result<File, Error> {
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let path = path.to_owned();
-    move |source| Error::Io { path, action: "write".into(), source: without_path(source) }
-}
-
-/// The error of the system alone: that of `tempfile` also names a file that nobody knows of.
-fn without_path(error: io::Error) -> io::Error {
-    let cause = error.get_ref().and_then(|error| error.source());
-    let code = cause.and_then(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
-    code.map_or(error, io::Error::from_raw_os_error)
+    move |source| Error::Io { path, action: "write".into(), source }
 }
 
 fn replace(output: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -70,11 +63,14 @@ fn replace(output: &Path, bytes: &[u8]) -> io::Result<()> {
         return File::create(&path)?.write_all(bytes);
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    // Asked first, as the error of `tempfile` names a file that nobody knows of.
+    fs::metadata(folder)?;
     let mut file = Builder::new()
         .prefix(".ssm-")
         // As any new file: the umask takes away what it should.
         .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder.unwrap_or(Path::new(".")))?;
+        .tempfile_in(folder)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     // Dropped unfinished, for whatever reason, it removes itself.
