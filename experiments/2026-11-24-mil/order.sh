@@ -11,7 +11,7 @@ ssm=${1:-${SSM:-$root/target/release/ssm}}
 mkdir -p "$OUT"
 : "${SECS:=400}" "${EVAL_SECS:=60}" "${WORK:=$OUT/order}" "${DEVICES:=}"
 : "${SEEDS:=0 1 2}" "${ORDERS:=srmamba_width srmamba_5 mamba abmil}"
-: "${SIDE:=128}" "${N_MARKERS:=64}" "${N_PAIRS:=32}" "${N_TRAIN:=200}" "${N_VALID:=50}" "${N_TEST:=200}" "${EPOCHS:=20}"
+: "${SIDE:=128}" "${N_MARKERS:=64}" "${N_PAIRS:=64}" "${N_TRAIN:=200}" "${N_VALID:=50}" "${N_TEST:=200}" "${EPOCHS:=40}"
 export root ssm OUT SECS EVAL_SECS WORK DEVICES SEEDS ORDERS SIDE N_MARKERS N_PAIRS N_TRAIN N_VALID N_TEST EPOCHS
 exec python3 - <<'PYTHON'
 import json, os, pathlib, shutil, signal, statistics, subprocess, time
