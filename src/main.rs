@@ -167,10 +167,15 @@ fn main() -> ExitCode {
     // The main thread of most systems has this much stack, and Burn's autodiff needs some.
     let pool = rayon::ThreadPoolBuilder::new().stack_size(STACK);
     match pool.build_global() {
-        // On a thread of the pool, which then need not be woken for every operation. Not on the only
-        // one: what reads data on other threads may have work for the pool too.
+        // On a thread of the pool, which then need not be woken for every operation.
         Ok(()) if rayon::current_num_threads() > 1 => rayon::scope(|_| run()),
-        _ => run(),
+        // Not on the only one: what reads data on other threads may have work for the pool too. This
+        // thread becomes a pool of its own.
+        _ => {
+            let alone = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+            let _pool = alone.build();
+            run()
+        }
     }
 }
 

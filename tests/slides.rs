@@ -282,6 +282,17 @@ fn every_broken_file_of_features_is_an_error_that_changes_nothing() {
     }
 }
 
+/// Slides are read ahead, on another thread.
+#[test]
+fn a_file_that_turns_out_broken_in_training_is_named_once() {
+    let clinic = Clinic::new();
+    clinic.features("s5.npy", &npy(4, D, |i, j| if i + j == 3 { f32::NAN } else { 0.0 }));
+    // Nothing reads all slides before the first step then.
+    let ended = clinic.train(&["--set", "task.mil.standardise=false"]);
+    assert_eq!(ended.code, 2, "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("s5.npy`: feature 2 of instance 1 is NaN").count(), 1);
+}
+
 #[test]
 fn the_audit_lists_what_it_finds_and_passes_what_is_whole() {
     let clinic = Clinic::new();

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Measurements on a GPU: memory and time of long bags, where an epoch's time goes, and the order of instances at
-# length 16,384. Needs no network and no data; python3 with numpy, h5py if it is there.
-#   SSM=target/release/ssm OUT=results sh gpu.sh [bags] [epoch] [order]
+# Measurements on a GPU: memory and time of long bags, and where an epoch's time goes. Needs no network and no data;
+# python3 with numpy, h5py if it is there.
+#   SSM=target/release/ssm OUT=results sh gpu.sh [bags] [epoch]
 # $OUT holds summary.txt (printed too) and results.tar.gz after each part. Less than five minutes on an H200 or H100,
 # 2 GB of disk, 4 GB of host memory. Every number below may be set in the environment, which is how the script
 # is tried on a small CPU.
@@ -11,8 +11,6 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 : "${DEVICE:=cuda:0}" "${WORK:=$(mktemp -d)}"
 : "${BAGS:=1000 10000 30000 100000}" "${BAG_STEPS:=6}" "${BAG_SECS:=40}"
 : "${SLIDES:=500}" "${SLIDE_LEN:=5000}" "${D_FEATURE:=1024}" "${EPOCH_SECS:=30}" "${D_MODEL:=512}"
-: "${SIDE:=128}" "${EPOCHS:=20}" "${SEEDS:=0 1 2}" "${ORDER_SECS:=100}" "${N_TRAIN:=200}"
-: "${ORDERS:=srmamba_width srmamba_5 mamba abmil}" "${N_MARKERS:=64}" "${N_PAIRS:=32}"
 results=$WORK/results
 mkdir -p "$OUT" "$results"
 export SLIDES SLIDE_LEN D_FEATURE WORK BAGS
@@ -134,36 +132,10 @@ epoch() {
     done
 }
 
-# All seeds and orders at once: one of them does not fill the GPU.
-order() {
-    started=
-    for seed in $SEEDS; do
-        for order in $ORDERS; do
-            name="order_${order}_$seed"
-            rate=
-            if [ "$order" = srmamba_width ]; then rate="--set model.mamba_mil.mixer.sr_mamba.rate=$SIDE"; fi
-            # shellcheck disable=SC2086
-            (timeout -s INT -k 20 "$ORDER_SECS" "$SSM" train "$root/configs/mil/neighbours_$order.toml" --quiet \
-                --device "$DEVICE" --set "run.dir=$WORK/runs" --set "run.name=$name" --set "run.seed=$seed" \
-                --set "data.neighbours.seed=$seed" --set "data.neighbours.width=$SIDE" \
-                --set "data.neighbours.height=$SIDE" --set "data.neighbours.n_markers=$N_MARKERS" \
-                --set "data.neighbours.n_pairs=$N_PAIRS" --set "data.neighbours.n_train=$N_TRAIN" \
-                --set data.neighbours.n_valid=50 --set "train.epochs=$EPOCHS" \
-                --set "train.eval_every_steps=$((N_TRAIN / 2))" $rate > "$results/$name.out" 2> "$results/$name.log" || true
-            # The best checkpoint, whether there was time for all epochs or not.
-            timeout -k 5 40 "$SSM" eval "$WORK/runs/$name" --split test --device "$DEVICE" --json \
-                > "$results/$name.json" 2>> "$results/$name.log" || true) &
-            started="$started $!"
-        done
-    done
-    # shellcheck disable=SC2086
-    wait $started
-}
-
 # What there is to say so far.
 summarise() {
     python3 - "$WORK" > "$OUT/summary.txt" <<'PYTHON'
-import collections, json, pathlib, statistics, sys
+import collections, json, pathlib, sys
 work = pathlib.Path(sys.argv[1])
 out, runs = work / "results", work / "runs"
 memory = {}
@@ -215,18 +187,6 @@ for trace in sorted(work.glob("epoch_*.trace")):
     spans = ", ".join(f"{name} {ms:.2f} ms ({ms / whole:.0%})" for name, ms in parts)
     print(f"{trace.stem}: {n} steps, {whole:.2f} ms each: {spans}; peak {held(trace.stem)}")
 
-for file in sorted(out.glob("order_*.json")):
-    text = file.read_text()
-    try:
-        scores = [f"{row['auc']:.3f}" for rows in json.loads(text).values() for row in rows if "auc" in row]
-    except ValueError:
-        scores = []
-    log = runs / file.stem / "metrics.jsonl"
-    lines = [json.loads(line) for line in open(log)] if log.exists() else []
-    steps = max([line["step"] for line in lines], default=0)
-    pace = [line["samples_per_sec"] for line in lines if line.get("samples_per_sec")]
-    pace = f"{1e3 / statistics.median(pace):.1f} ms a bag" if pace else ""
-    print(f"{file.stem}: AUC on the test slides", *scores or ["missing"], f"after {steps} steps, {pace}")
 if (out / "ended_early.txt").exists():
     print((out / "ended_early.txt").read_text().strip())
 PYTHON
@@ -236,7 +196,7 @@ PYTHON
     tar -C "$WORK" -czf "$OUT/results.tar.gz" results
 }
 
-for part in ${*:-bags epoch order}; do
+for part in ${*:-bags epoch}; do
     date "+%T $part"
     "$part"
     summarise

@@ -2,11 +2,13 @@
 
 use burn::{
     module::{Module, ModuleVisitor, Param},
+    nn::Linear,
     tensor::{Device, Gradients, Tensor},
 };
 use ssm_core::{
     init::Init,
     mixers::{BiMambaConfig, BranchConfig, BranchedMamba, Mixer, SrMambaConfig},
+    ops::{linear::linear, recompute::recompute_positions},
 };
 
 use crate::support::{Draw, assert_error, devices, tensor, values};
@@ -98,6 +100,57 @@ fn segments_have_the_outputs_and_gradients_of_the_whole() {
                 assert_error(&what, &y, &whole[0].1, 3e-6);
             }
         }
+    }
+}
+
+/// Long enough for what a mixer computes again in any case.
+#[test]
+fn long_sequences_have_the_gradients_of_their_segments() {
+    let (_, device) = devices().swap_remove(0);
+    let device = device.autodiff();
+    let branch = BranchConfig { d_state: 3, ..BranchConfig::default() };
+    let config = SrMambaConfig { rate: 7, masked: false, branch };
+    let mixer = config.init(D_MODEL, &mut Init::new(4, &device));
+    let whole = step(&mixer, 1030, &device, BranchedMamba::merged);
+    let cut = step(&mixer, 1030, &device, |mixer, x| mixer.merged_in_segments(x, 300));
+    for ((path, cut), (_, whole)) in cut.iter().zip(&whole) {
+        assert_error(path, cut, whole, 3e-6);
+    }
+}
+
+#[test]
+fn positions_have_the_outputs_and_gradients_of_the_whole() {
+    let gate = |layer: &Linear, [x, z]: [Tensor<3>; 2]| linear(layer, x * z.tanh());
+    for (name, device) in devices() {
+        let plain = device.clone();
+        let device = device.autodiff();
+        let layer = Init::new(3, &device).linear(4, 3, true);
+        let draw = |seed: u64, width: usize| Draw::new(seed).uniform(2 * 11 * width, -1.0, 1.0);
+        let input = |seed: u64| tensor::<3>(&draw(seed, 4), [2, 11, 4], &device).require_grad();
+        let weight: Tensor<3> = tensor(&draw(7, 3), [2, 11, 3], &device);
+        let step = |forward: &dyn Fn([Tensor<3>; 2]) -> Tensor<3>| {
+            let inputs = [input(1), input(2)];
+            let y = forward(inputs.clone());
+            let mut found = vec![("y".to_owned(), values(&y))];
+            let grads = (y * weight.clone()).sum().backward();
+            for (name, input) in ["x", "z"].into_iter().zip(inputs) {
+                found.push((name.to_owned(), values(&input.grad(&grads).expect("a gradient"))));
+            }
+            let mut all = All { path: Vec::new(), grads: &grads, found };
+            layer.visit(&mut all);
+            all.found
+        };
+        let whole = step(&|inputs| gate(&layer, inputs));
+        assert_eq!(whole.len(), 5);
+        for len in [1, 3, 11, 64] {
+            let cut = step(&|inputs| recompute_positions(&layer, inputs, len, gate));
+            for ((path, cut), (_, whole)) in cut.iter().zip(&whole) {
+                assert_error(&format!("{path}: by {len} on {name}"), cut, whole, 3e-6);
+            }
+        }
+        let inputs = [1, 2].map(|seed| tensor::<3>(&draw(seed, 4), [2, 11, 4], &plain));
+        let y = recompute_positions(&layer.valid(), inputs, 3, gate);
+        assert_error("without autodiff", &values(&y), &whole[0].1, 3e-6);
     }
 }
 

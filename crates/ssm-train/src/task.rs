@@ -153,6 +153,9 @@ pub trait TaskConfig: Sized + 'static {
     }
 }
 
+/// Makes the micro-batches of a [`Task`] on a thread of its own.
+pub type Reader<B> = Box<dyn FnMut(u64) -> Result<B, Error> + Send>;
+
 /// Data, model, loss and score of one science.
 ///
 /// Randomness and data order are pure functions of the seed and the step, so a checkpoint needs no
@@ -163,7 +166,7 @@ pub trait Task: Sized + 'static {
     /// What is trained.
     type Model: Module;
     /// Host data of one micro-batch.
-    type Batch: Send;
+    type Batch: Send + 'static;
 
     /// Number of folds: runs that differ in their splits and are reported together. One by default.
     ///
@@ -226,6 +229,13 @@ pub trait Task: Sized + 'static {
     /// # Errors
     /// Data that cannot be read.
     fn batch(&self, index: u64) -> Result<Self::Batch, Error>;
+
+    /// The same as [`Task::batch`], for another thread: the engine then makes the next micro-batch while
+    /// the device computes with the last one, and holds one more of them. For tasks that read files as
+    /// they train; by default there is none.
+    fn reader(&self) -> Option<Reader<Self::Batch>> {
+        None
+    }
 
     /// Mean loss of a micro-batch; gradients flow to every parameter of `model`.
     fn loss(&self, model: &Self::Model, batch: Self::Batch) -> Loss;

@@ -7,6 +7,7 @@ macro_rules! in_span {
     };
 }
 
+mod ahead;
 #[cfg(feature = "mpi")]
 mod processes;
 mod replica;

@@ -2,12 +2,13 @@
 //! one out-projection: SR-Mamba, and the bidirectional Mamba of Vision Mamba.
 //!
 //! Each branch has a convolution, an `x_proj`, a `dt_proj`, an `a_log` and a `d` of its own. The second
-//! one is gated in its own order, brought back, and added to the first.
+//! one is brought back and added to the first, and the sum is gated: published programs gate each branch
+//! in its own order, which is the same product, with a re-ordered copy of the gate for it.
 
 use burn::{
     module::{Module, Param},
     nn::Linear,
-    tensor::{Bool, FloatDType, Tensor},
+    tensor::{Bool, FloatDType, Tensor, activation},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ use crate::{
         causal_conv1d::{ConvArgs, causal_conv1d},
         linear::{linear, linear_loose, linear_split},
         pointwise::neg_exp,
-        recompute::{Segments, recompute, recompute_in_segments},
+        recompute::{Segments, recompute, recompute_in_segments, recompute_positions},
         selective_scan::{ScanArgs, ScanOutput, selective_scan},
     },
     order::ScanOrder,
@@ -49,6 +50,9 @@ pub struct BranchConfig {
 /// Steps of a segment where branches are computed again piece by piece: what autodiff keeps of so
 /// many is small beside a sequence of 100,000, and enough to fill a device.
 const SEGMENT_LEN: usize = 8192;
+
+/// Up to so many steps nothing is computed again: what it takes is less than what it costs.
+const SHORT: usize = 1024;
 
 /// A state forgets everything in much shorter steps; far above it the bias is no f32 any more.
 const DT_LIMIT: f64 = 1000.0;
@@ -224,7 +228,7 @@ pub type SrMamba = BranchedMamba;
 /// Built by [`BiMambaConfig::init`].
 pub type BiMamba = BranchedMamba;
 
-/// `out_proj(branch(xz) + undo(branch_b(order(xz))))` with `xz = in_proj(x)`.
+/// `out_proj((branch(x) + undo(branch_b(order(x)))) * silu(z))` with `x, z = in_proj(input)`.
 ///
 /// # Shapes
 /// `[batch, seq_len, d_model]` in and out.
@@ -241,20 +245,40 @@ pub struct BranchedMamba {
 }
 
 impl BranchedMamba {
+    /// The sum of the branches and the gate, `[batch, seq_len, d_inner]`.
+    fn scanned(&self, x: Tensor<3>) -> [Tensor<3>; 2] {
+        let [_, seq_len, _] = x.dims();
+        let [x, z] = linear_split(&self.in_proj, x, [self.d_inner(); 2]);
+        let order = self.order.clone();
+        let conv_b = move |conv1d: &Conv1d, x: Tensor<3>| conv1d.forward(order.apply(x), None);
+        let u_b = match seq_len <= SHORT {
+            true => conv_b(&self.branch_b.conv1d, x.clone()),
+            // Run again in the backward pass: cheaper than a second, re-ordered copy of a long sequence.
+            false => recompute(&self.branch_b.conv1d, x.clone(), conv_b),
+        };
+        let y_b = self.branch_b.scan(u_b, None).y;
+        let y = self.branch.scan(self.branch.conv1d.forward(x, None), None).y;
+        [y + self.order.undo(y_b, seq_len), z]
+    }
+
+    /// [`BranchedMamba::scanned`] with branches that are computed again in the backward pass,
+    /// `segment_len` steps at a time, from the narrow input of the mixer on.
+    fn scanned_in_segments(&self, x: Tensor<3>, segment_len: usize) -> [Tensor<3>; 2] {
+        let [_, seq_len, _] = x.dims();
+        let branch = |branch: &Branch, order: &ScanOrder| {
+            let [_, _, d_conv] = branch.conv1d.weight.dims();
+            let segments = Segments { order: order.clone(), len: segment_len, history: d_conv - 1 };
+            let reader = Reader { in_proj: self.in_proj.clone(), branch: branch.clone() };
+            recompute_in_segments(&reader, x.clone(), segments, Reader::segment)
+        };
+        let y_b = branch(&self.branch_b, &self.order);
+        let y = branch(&self.branch, &ScanOrder::Raster) + self.order.undo(y_b, seq_len);
+        [y, half(&self.in_proj, x, self.d_inner())]
+    }
+
     /// What goes into the out-projection, `[batch, seq_len, d_inner]`.
     pub fn merged(&self, x: Tensor<3>) -> Tensor<3> {
-        let [_, seq_len, _] = x.dims();
-        let [_, d_inner_twice] = self.in_proj.weight.dims();
-        let d_inner = d_inner_twice / 2;
-        let [x, z] = linear_split(&self.in_proj, x, [d_inner; 2]);
-        let order = self.order.clone();
-        // Run again in the backward pass: cheaper than a second, re-ordered copy of a long sequence.
-        let u_b = recompute(&self.branch_b.conv1d, x.clone(), move |conv1d, x| {
-            conv1d.forward(order.apply(x), None)
-        });
-        let y_b = self.branch_b.scan(u_b, self.order.apply(z.clone()), None).y;
-        let y = self.branch.scan(self.branch.conv1d.forward(x, None), z, None).y;
-        y + self.order.undo(y_b, seq_len)
+        gated(self.scanned(x))
     }
 
     /// [`BranchedMamba::merged`] with branches that are computed again in the backward pass,
@@ -263,16 +287,62 @@ impl BranchedMamba {
     /// # Panics
     /// If `segment_len` is 0, or shorter than the history of the convolution.
     pub fn merged_in_segments(&self, x: Tensor<3>, segment_len: usize) -> Tensor<3> {
-        let [_, seq_len, _] = x.dims();
-        let xz = linear(&self.in_proj, x);
-        let branch = |branch: &Branch, xz: Tensor<3>, order: &ScanOrder| {
-            let [_, _, d_conv] = branch.conv1d.weight.dims();
-            let order = order.clone();
-            let segments = Segments { order, len: segment_len, history: d_conv - 1 };
-            recompute_in_segments(branch, xz, segments, Branch::segment)
-        };
-        let y_b = branch(&self.branch_b, xz.clone(), &self.order);
-        branch(&self.branch, xz, &ScanOrder::Raster) + self.order.undo(y_b, seq_len)
+        gated(self.scanned_in_segments(x, segment_len))
+    }
+
+    /// The out-projection of what was scanned. Its input, and what the gate leaves to autodiff, are as
+    /// large as everything that a branch keeps of a long sequence, and cheap to compute again.
+    fn project(&self, scanned: [Tensor<3>; 2]) -> Tensor<3> {
+        let [_, seq_len, _] = scanned[0].dims();
+        if seq_len <= SHORT {
+            return linear(&self.out_proj, gated(scanned));
+        }
+        recompute_positions(&self.out_proj, scanned, SEGMENT_LEN, |out_proj, scanned| {
+            linear(out_proj, gated(scanned))
+        })
+    }
+
+    fn d_inner(&self) -> usize {
+        let [_, d_inner_twice] = self.in_proj.weight.dims();
+        d_inner_twice / 2
+    }
+}
+
+/// The branches' sum times `silu` of the gate.
+fn gated([y, z]: [Tensor<3>; 2]) -> Tensor<3> {
+    y * activation::silu(z)
+}
+
+/// One half of the in-projection: the columns from `first` on.
+fn half(in_proj: &Linear, x: Tensor<3>, first: usize) -> Tensor<3> {
+    let [_, d_inner_twice] = in_proj.weight.dims();
+    linear_loose(in_proj.weight.val().narrow(1, first, d_inner_twice / 2), None, x)
+}
+
+/// What a branch reads the input of its mixer through, and the branch.
+#[derive(Module, Debug)]
+struct Reader {
+    in_proj: Linear,
+    branch: Branch,
+}
+
+impl Reader {
+    /// Steps of a longer sequence, `[batch, history + seq_len, d_model]`, from `state`.
+    ///
+    /// The zeros that fill a sequence up stand before the in-projection here, which has no bias: behind
+    /// it they are zeros, too.
+    fn segment(
+        &self,
+        x: Tensor<3>,
+        history: usize,
+        state: Option<Tensor<3>>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let [_, len, _] = x.dims();
+        let x = half(&self.in_proj, x, 0);
+        let before = (history > 0).then(|| x.clone().narrow(1, 0, history));
+        let u = self.branch.conv1d.forward(x.narrow(1, history, len - history), before);
+        let ScanOutput { y, final_state } = self.branch.scan(u, state);
+        (y, final_state)
     }
 }
 
@@ -299,7 +369,7 @@ impl Conv1d {
     }
 }
 
-/// What lies between the projections of Mamba: convolution, selective scan, gate.
+/// What lies between the projections of Mamba, but for the gate: convolution and selective scan.
 #[derive(Module, Debug)]
 pub struct Branch {
     conv1d: Conv1d,
@@ -312,8 +382,8 @@ pub struct Branch {
 }
 
 impl Branch {
-    /// From the convolution's output `u` and the gate `z`, all `[batch, seq_len, d_inner]`.
-    fn scan(&self, u: Tensor<3>, z: Tensor<3>, state: Option<Tensor<3>>) -> ScanOutput {
+    /// From the convolution's output `u`, `[batch, seq_len, d_inner]`.
+    fn scan(&self, u: Tensor<3>, state: Option<Tensor<3>>) -> ScanOutput {
         let [_, d_state] = self.a_log.dims();
         let [dt_rank, _] = self.dt_proj.weight.dims();
         let [dt, b, c] = linear_split(&self.x_proj, u.clone(), [dt_rank, d_state, d_state]);
@@ -325,31 +395,13 @@ impl Branch {
             b,
             c,
             d: Some(self.d.val()),
-            z: Some(z),
+            z: None,
             // Added inside the scan, before softplus.
             delta_bias: self.dt_proj.bias.as_ref().map(Param::val),
             delta_softplus: true,
             initial_state: state,
             resets: None,
         })
-    }
-
-    /// Steps of a longer sequence `xz`, `[batch, history + seq_len, 2 * d_inner]`, from `state`.
-    fn segment(
-        &self,
-        xz: Tensor<3>,
-        history: usize,
-        state: Option<Tensor<3>>,
-    ) -> (Tensor<3>, Tensor<3>) {
-        let [_, len, _] = xz.dims();
-        let [d_inner, _] = self.a_log.dims();
-        let seq_len = len - history;
-        let x = xz.clone().narrow(2, 0, d_inner);
-        let z = xz.narrow(1, history, seq_len).narrow(2, d_inner, d_inner);
-        let before = (history > 0).then(|| x.clone().narrow(1, 0, history));
-        let u = self.conv1d.forward(x.narrow(1, history, seq_len), before);
-        let ScanOutput { y, final_state } = self.scan(u, z, state);
-        (y, final_state)
     }
 }
 
@@ -378,7 +430,7 @@ impl Mixer for BranchedMamba {
     type State = NoState;
 
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        linear(&self.out_proj, self.merged(x))
+        self.project(self.scanned(x))
     }
 
     fn forward_in_segments(&self, x: Tensor<3>) -> Tensor<3> {
@@ -386,7 +438,7 @@ impl Mixer for BranchedMamba {
         if seq_len <= SEGMENT_LEN {
             return self.forward(x);
         }
-        linear(&self.out_proj, self.merged_in_segments(x, SEGMENT_LEN))
+        self.project(self.scanned_in_segments(x, SEGMENT_LEN))
     }
 
     fn init_state(&self, _batch: usize) -> Result<NoState, MixerError> {

@@ -40,11 +40,11 @@ use ssm_train::{
     error::Error,
     report::Table,
     result::RunResult,
-    task::{Goal, Loss, Metrics, Outcome, Selection, Split, Task},
+    task::{Goal, Loss, Metrics, Outcome, Reader, Selection, Split, Task},
 };
 
 use self::{
-    cohort::{Bag, Cohort, Target},
+    cohort::{Bag, Bags, Cohort, Target},
     config::{MilConfig, MilOptions, Select},
     data::DataConfig,
     model::{BagModel, BagModelConfig},
@@ -78,12 +78,14 @@ impl Artifacts {
 }
 
 /// Multiple-instance learning on one fold of one data set.
+#[derive(Clone)]
 pub struct MilTask {
     options: MilOptions,
     settings: Settings,
     /// Key of the model, for tables.
     model: &'static str,
-    cohort: Cohort,
+    /// Shared with the thread that reads bags.
+    cohort: Arc<Cohort>,
     fold: Fold,
     /// What the audit found and let pass.
     warnings: Vec<String>,
@@ -182,7 +184,7 @@ impl Task for MilTask {
             options: options.clone(),
             settings: settings.clone(),
             model: model.section(),
-            cohort,
+            cohort: Arc::new(cohort),
             fold,
             warnings,
             artifacts,
@@ -226,6 +228,16 @@ impl Task for MilTask {
         let samples = slides.iter().zip(epoch * order.len() as u64 + start as u64..);
         let bags = samples.map(|(&slide, sample)| Ok((slide, self.training_bag(slide, sample)?)));
         Ok(BagBatch(bags.collect::<Result<_, Error>>()?))
+    }
+
+    fn reader(&self) -> Option<Reader<BagBatch>> {
+        match self.cohort.bags {
+            Bags::Memory(_) => None,
+            Bags::Files(_) => {
+                let task = self.clone();
+                Some(Box::new(move |index| task.batch(index)))
+            }
+        }
     }
 
     fn loss(&self, model: &BagModel, batch: BagBatch) -> Loss {

@@ -1,6 +1,6 @@
 //! What every replica of a run holds, and the part of a step that it takes.
 
-use std::{path::PathBuf, rc::Rc};
+use std::{cell::RefCell, path::PathBuf, rc::Rc};
 
 use burn::{
     module::{Module, ModuleMapper, Param, ParamId},
@@ -8,6 +8,7 @@ use burn::{
     tensor::{Bool, Device, ExecutionError, Int, Tensor},
 };
 
+use super::ahead::Ahead;
 use crate::{
     checkpoint::Checkpoint,
     collective::{Collective, Order, share},
@@ -28,6 +29,8 @@ pub(super) struct Replica<'a, T: Task> {
     pub(super) plan: Plan,
     pub(super) optimizer: ModuleOptimizer,
     pub(super) collective: Rc<dyn Collective>,
+    /// Where the task reads while it trains.
+    ahead: Option<RefCell<Ahead<T::Batch>>>,
     on_host: bool,
     /// Whether a replica must not be disturbed by others while it computes a loss.
     in_turns: bool,
@@ -52,7 +55,9 @@ impl<'a, T: Task> Replica<'a, T> {
         let on_host = device::is_host(&device);
         drop(turn);
         let in_turns = on_host || T::Config::draws_numbers(&config.model);
-        let replica = Self { config, task, device, plan, optimizer, collective, on_host, in_turns };
+        let ahead = task.reader().map(Ahead::start).transpose()?.map(RefCell::new);
+        let replica =
+            Self { config, task, device, plan, optimizer, collective, ahead, on_host, in_turns };
         Ok((replica, model))
     }
 
@@ -64,7 +69,7 @@ impl<'a, T: Task> Replica<'a, T> {
         let device_failed = |error: &ExecutionError| self.device_failed(error, step);
         let mut sum = Accumulation::new(batches.end - batches.start);
         for index in share(&batches, collective.rank(), collective.size()) {
-            let batch = in_span!("data", self.task.batch(index))?;
+            let batch = in_span!("data", self.batch(index, step))?;
             let turn = if self.in_turns { collective.turn() } else { None };
             let seed = self.config.run.seed;
             self.device.seed(micro_batch_seed(seed, step, index - batches.start));
@@ -90,6 +95,16 @@ impl<'a, T: Task> Replica<'a, T> {
         };
         gradient.check_finite(model, step)?;
         Ok(gradient)
+    }
+
+    /// A micro-batch of a step. The next one is read from now on, if the task reads.
+    fn batch(&self, index: u64, step: u64) -> Result<T::Batch, Error> {
+        let Some(ahead) = &self.ahead else { return self.task.batch(index) };
+        let (rank, size) = (self.collective.rank(), self.collective.size());
+        let steps = (step..=step + 1).filter(|step| !self.plan.ends(*step));
+        let mine = steps.flat_map(|step| share(&self.plan.micro_batches(step), rank, size));
+        let next = mine.into_iter().find(|later| *later > index);
+        ahead.borrow_mut().take(index, next)
     }
 
     /// What `compute` returns. Where a profile is written, the device is waited for, so that a span is

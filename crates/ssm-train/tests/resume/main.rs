@@ -31,6 +31,29 @@ fn equal_runs_have_equal_bits() {
     assert_eq!(trace(&first), trace(&second));
 }
 
+#[test]
+fn micro_batches_that_are_read_ahead_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    for overrides in [&[][..], &["train.accumulate=3"]] {
+        let name = |place: &str| format!("{place}_{}", overrides.len());
+        let [plain, ahead, cut] =
+            ["plain", "ahead", "cut"].map(|place| config(dir.path(), &name(place), overrides));
+        run(&plain, false, &[]).unwrap();
+        run(&ahead, false, &["ahead=1"]).unwrap();
+        assert_eq!(trace(&ahead), trace(&plain));
+        // It fails at the micro-batch that cannot be read, not at the one before, and goes on there.
+        let errors = [&["fail=24"][..], &["ahead=1", "fail=24"]].map(|faults| {
+            let config = config(dir.path(), &name(&format!("lost_{}", faults.len())), overrides);
+            let error = run(&config, false, faults).unwrap_err().report();
+            (error, checkpoints(&config).steps().unwrap())
+        });
+        assert_eq!(errors[0], errors[1]);
+        run(&cut, false, &["ahead=1", "fail=24"]).unwrap_err();
+        run(&cut, true, &["ahead=1"]).unwrap();
+        assert_eq!(trace(&cut), trace(&plain));
+    }
+}
+
 /// Byte for byte, but for measured times.
 #[test]
 fn equal_runs_leave_equal_files() {

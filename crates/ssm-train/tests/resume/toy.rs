@@ -25,7 +25,7 @@ use ssm_train::{
     logging, optim,
     progress::Show,
     report::Table,
-    task::{Goal, Loss, Metrics, Outcome, Selection, Split, TaskConfig},
+    task::{Goal, Loss, Metrics, Outcome, Reader, Selection, Split, TaskConfig},
     train,
 };
 
@@ -80,11 +80,17 @@ impl Perceptron {
 }
 
 pub(crate) struct Toy {
-    settings: Settings,
+    rows: Rows,
     scores: Vec<f64>,
     evaluations: Cell<usize>,
-    /// The micro-batch that was asked for last.
+    /// The micro-batch that was computed with last.
     in_training: Cell<Option<u64>>,
+}
+
+/// What micro-batches are made of, by whatever thread.
+#[derive(Clone)]
+struct Rows {
+    settings: Settings,
     /// What goes wrong, passed as `<what>=<micro-batch>` among the data directories, which unlike
     /// the configuration may differ between the sessions of a run.
     faults: BTreeMap<String, u64>,
@@ -92,7 +98,11 @@ pub(crate) struct Toy {
     run_dir: Option<PathBuf>,
 }
 
-impl Toy {
+impl Rows {
+    fn batches_per_epoch(&self) -> u64 {
+        N_TRAIN.div_ceil(self.settings.batch_size) as u64
+    }
+
     fn row(&self, index: usize) -> ([f32; INPUTS], f32) {
         let mut rng = ChaCha8Rng::seed_from_u64(index as u64);
         let x: [f32; INPUTS] = std::array::from_fn(|_| (rng.next_u32() >> 8) as f32 / 16777216.0);
@@ -114,73 +124,7 @@ impl Toy {
         }
     }
 
-    fn error(&self, model: &Perceptron, x: &[f32], y: &[f32]) -> Tensor<2> {
-        let device = model.out.weight.val().device();
-        let x = Tensor::<1>::from_floats(x, &device).reshape([y.len(), INPUTS]);
-        let y = Tensor::<1>::from_floats(y, &device).reshape([y.len(), 1]);
-        (model.forward(x) - y).square()
-    }
-}
-
-impl Task for Toy {
-    type Config = ToyConfig;
-    type Model = Perceptron;
-    type Batch = (Vec<f32>, Vec<f32>);
-
-    fn new(
-        options: &ToyOptions,
-        _data: &ToyData,
-        model: &ToyModel,
-        settings: &Settings,
-        device: &Device,
-    ) -> Result<(Self, Perceptron), Error> {
-        device.seed(settings.seed);
-        let network = Perceptron {
-            hidden: LinearConfig::new(INPUTS, model.width).init(device),
-            norm: LayerNormConfig::new(model.width).init(device),
-            dropout: DropoutConfig::new(model.dropout).init(),
-            out: LinearConfig::new(model.width, 1).init(device),
-        };
-        let faults = settings.data_dirs.iter().filter_map(|dir| {
-            let (fault, index) = dir.to_str()?.split_once('=')?;
-            Some((fault.to_owned(), index.parse().ok()?))
-        });
-        let task = Self {
-            settings: settings.clone(),
-            scores: options.scores.clone(),
-            evaluations: Cell::new(0),
-            in_training: Cell::new(None),
-            faults: faults.collect(),
-            run_dir: settings
-                .data_dirs
-                .iter()
-                .find_map(|dir| Some(dir.to_str()?.strip_prefix("run_dir:")?.into())),
-        };
-        if task.faults.contains_key("signal_at_start") {
-            signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
-        }
-        Ok((task, network))
-    }
-
-    fn describe(&self) -> String {
-        format!("{N_TRAIN} synthetic rows")
-    }
-
-    fn data_hashes(&self) -> BTreeMap<String, String> {
-        let hash = if self.faults.contains_key("other_data") { "11" } else { "00" };
-        BTreeMap::from([("rows".to_owned(), hash.to_owned())])
-    }
-
-    fn artifacts(&self) -> Value {
-        serde_json::json!({ "rows": N_TRAIN })
-    }
-
-    fn batches_per_epoch(&self) -> u64 {
-        N_TRAIN.div_ceil(self.settings.batch_size) as u64
-    }
-
-    fn batch(&self, index: u64) -> Result<Self::Batch, Error> {
-        self.in_training.set(Some(index));
+    fn batch(&self, index: u64) -> Result<<Toy as Task>::Batch, Error> {
         if self.is_hit("fail", index) {
             return Err(Error::Data {
                 path: "rows".into(),
@@ -211,14 +155,94 @@ impl Task for Toy {
         if self.is_hit("nan", index) {
             y[0] = f32::NAN;
         }
-        Ok((x, y))
+        Ok((index, x, y))
+    }
+}
+
+impl Toy {
+    fn error(&self, model: &Perceptron, x: &[f32], y: &[f32]) -> Tensor<2> {
+        let device = model.out.weight.val().device();
+        let x = Tensor::<1>::from_floats(x, &device).reshape([y.len(), INPUTS]);
+        let y = Tensor::<1>::from_floats(y, &device).reshape([y.len(), 1]);
+        (model.forward(x) - y).square()
+    }
+}
+
+impl Task for Toy {
+    type Config = ToyConfig;
+    type Model = Perceptron;
+    type Batch = (u64, Vec<f32>, Vec<f32>);
+
+    fn new(
+        options: &ToyOptions,
+        _data: &ToyData,
+        model: &ToyModel,
+        settings: &Settings,
+        device: &Device,
+    ) -> Result<(Self, Perceptron), Error> {
+        device.seed(settings.seed);
+        let network = Perceptron {
+            hidden: LinearConfig::new(INPUTS, model.width).init(device),
+            norm: LayerNormConfig::new(model.width).init(device),
+            dropout: DropoutConfig::new(model.dropout).init(),
+            out: LinearConfig::new(model.width, 1).init(device),
+        };
+        let faults = settings.data_dirs.iter().filter_map(|dir| {
+            let (fault, index) = dir.to_str()?.split_once('=')?;
+            Some((fault.to_owned(), index.parse().ok()?))
+        });
+        let rows = Rows {
+            settings: settings.clone(),
+            faults: faults.collect(),
+            run_dir: settings
+                .data_dirs
+                .iter()
+                .find_map(|dir| Some(dir.to_str()?.strip_prefix("run_dir:")?.into())),
+        };
+        let task = Self {
+            rows,
+            scores: options.scores.clone(),
+            evaluations: Cell::new(0),
+            in_training: Cell::new(None),
+        };
+        if task.rows.faults.contains_key("signal_at_start") {
+            signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
+        }
+        Ok((task, network))
     }
 
-    fn loss(&self, model: &Perceptron, (x, y): Self::Batch) -> Loss {
-        let index = self.in_training.get().unwrap();
-        self.signal_if("signal_in_loss", index);
+    fn describe(&self) -> String {
+        format!("{N_TRAIN} synthetic rows")
+    }
+
+    fn data_hashes(&self) -> BTreeMap<String, String> {
+        let hash = if self.rows.faults.contains_key("other_data") { "11" } else { "00" };
+        BTreeMap::from([("rows".to_owned(), hash.to_owned())])
+    }
+
+    fn artifacts(&self) -> Value {
+        serde_json::json!({ "rows": N_TRAIN })
+    }
+
+    fn batches_per_epoch(&self) -> u64 {
+        self.rows.batches_per_epoch()
+    }
+
+    fn batch(&self, index: u64) -> Result<Self::Batch, Error> {
+        self.rows.batch(index)
+    }
+
+    fn reader(&self) -> Option<Reader<Self::Batch>> {
+        let rows = self.rows.clone();
+        let ahead = rows.faults.contains_key("ahead");
+        ahead.then(|| Box::new(move |index| rows.batch(index)) as Reader<Self::Batch>)
+    }
+
+    fn loss(&self, model: &Perceptron, (index, x, y): Self::Batch) -> Loss {
+        self.in_training.set(Some(index));
+        self.rows.signal_if("signal_in_loss", index);
         let mean = self.error(model, &x, &y).mean();
-        if self.is_hit("device_in_loss", index) {
+        if self.rows.is_hit("device_in_loss", index) {
             fail(&mean.device());
         }
         Loss { mean, weight: y.len() as f64 }
@@ -237,13 +261,13 @@ impl Task for Toy {
             Split::Train | Split::Valid => 1000,
         };
         if let Some(index) = self.in_training.get() {
-            self.signal_if("signal_in_evaluation", index);
-            if self.is_hit("device_in_evaluation", index) {
+            self.rows.signal_if("signal_in_evaluation", index);
+            if self.rows.is_hit("device_in_evaluation", index) {
                 fail(&model.out.weight.val().device());
             }
         }
         let rows: Vec<usize> = (first..first + N_VALID).collect();
-        let (x, y) = self.rows(&rows);
+        let (x, y) = self.rows.rows(&rows);
         let errors = self.error(model, &x, &y).into_data();
         let evaluation = self.evaluations.replace(self.evaluations.get() + 1);
         let mse = errors.iter::<f64>().sum::<f64>() / N_VALID as f64;
@@ -253,13 +277,13 @@ impl Task for Toy {
 
     fn conclude(&self, model: &Perceptron) -> Result<Outcome, Error> {
         let rows: Vec<usize> = (2000..2000 + N_VALID).collect();
-        let (x, y) = self.rows(&rows);
+        let (x, y) = self.rows.rows(&rows);
         let errors = self.error(model, &x, &y).into_data();
         let mse = errors.iter::<f64>().sum::<f64>() / N_VALID as f64;
-        if self.faults.contains_key("device_in_conclusion") {
+        if self.rows.faults.contains_key("device_in_conclusion") {
             fail(&model.out.weight.val().device());
         }
-        if self.faults.contains_key("conclude") {
+        if self.rows.faults.contains_key("conclude") {
             return Err(Error::Data {
                 path: "rows".into(),
                 message: "the test split is sealed".into(),
@@ -279,7 +303,7 @@ impl Task for Toy {
 
 impl Drop for Toy {
     fn drop(&mut self) {
-        let rank = self.faults.get("panic_at_the_end").map(|rank| format!("replica {rank}"));
+        let rank = self.rows.faults.get("panic_at_the_end").map(|rank| format!("replica {rank}"));
         if rank.is_some() && rank.as_deref() == std::thread::current().name() {
             panic!("the last thing that a replica does");
         }

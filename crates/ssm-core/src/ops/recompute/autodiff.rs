@@ -1,7 +1,7 @@
 //! The node whose backward pass runs a layer again, for every backend.
 
 use burn::backend::{
-    Backend, BackendTensor, DispatchKindConversion, DispatchTensor,
+    AutodiffBackend, Backend, BackendTensor, DispatchKindConversion, DispatchTensor,
     autodiff::{
         Autodiff,
         checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
@@ -12,11 +12,12 @@ use burn::backend::{
 };
 
 use super::extension::{Again, RecomputeOps};
+use crate::ops::primitive::Maybe;
 
 #[derive(Debug)]
 struct Recompute;
 
-impl<B: Backend + RecomputeOps> Backward<B, 2> for Recompute
+impl<B: Backend + RecomputeOps> Backward<B, 3> for Recompute
 where
     DispatchTensor: DispatchKindConversion<B>,
 {
@@ -24,7 +25,7 @@ where
 
     fn backward(
         self,
-        ops: Ops<Self::State, 2>,
+        ops: Ops<Self::State, 3>,
         grads: &mut Gradients,
         _checkpointer: &mut Checkpointer,
     ) {
@@ -49,12 +50,16 @@ where
 {
     fn recompute(
         x: FloatTensor<Self>,
+        other: Maybe<Self>,
         params: FloatTensor<Self>,
         y: FloatTensor<Self>,
         again: Again,
     ) -> FloatTensor<Self> {
         let y = y.primitive().clone();
-        match Recompute.prepare::<C>([x.node(), params.node()]).compute_bound().stateful() {
+        let none = || <Self as AutodiffBackend>::from_inner(y.clone());
+        let other = other.into_option().unwrap_or_else(none);
+        let parents = [x.node(), params.node(), other.node()];
+        match Recompute.prepare::<C>(parents).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(again, y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }

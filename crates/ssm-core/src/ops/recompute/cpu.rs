@@ -9,12 +9,14 @@ use burn::backend::NdArray;
 use burn::backend::tensor::FloatTensor;
 
 use super::extension::{Again, RecomputeOps};
+use crate::ops::primitive::Maybe;
 
 macro_rules! without_autodiff {
     ($backend:ty) => {
         impl RecomputeOps for $backend {
             fn recompute(
                 _x: FloatTensor<Self>,
+                _other: Maybe<Self>,
                 _params: FloatTensor<Self>,
                 y: FloatTensor<Self>,
                 _again: Again,

@@ -2,8 +2,9 @@
 //!
 //! What a layer saves for its backward pass is many times its input. Here only the input is saved, and
 //! the backward pass runs the layer once more, in a graph of its own: a third more work, and the
-//! memory of one layer instead of all. A recurrent layer can be cut along the sequence as well
-//! ([`recompute_in_segments`]): then it is the memory of one segment. May import Burn.
+//! memory of one layer instead of all. A layer can be cut along the sequence as well, a recurrent one
+//! ([`recompute_in_segments`]) and one that reads position by position ([`recompute_positions`]): then
+//! it is the memory of one segment. May import Burn.
 //!
 //! ```
 //! use burn::tensor::{Device, Tensor};
@@ -21,6 +22,7 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod extension;
+mod positions;
 mod segments;
 
 use burn::{
@@ -30,7 +32,11 @@ use burn::{
 };
 
 use self::extension::{Again, RecomputeOps};
-pub use self::segments::{Segments, recompute_in_segments};
+pub use self::{
+    positions::recompute_positions,
+    segments::{Segments, recompute_in_segments},
+};
+use crate::ops::primitive::maybe;
 
 /// `forward(module, x)`, of which the backward pass finds nothing but `x` and the parameters.
 ///
@@ -64,14 +70,15 @@ pub fn recompute<M: Module + 'static>(
         let y = forward(&module, x.clone());
         let grads = with_gradient(y, Tensor::from_dispatch(grad_y)).backward();
         let grad_x = x.grad(&grads).unwrap_or_else(|| x.inner().zeros_like());
-        [grad_x.into_dispatch(), flat(&module, Some(&grads)).into_dispatch()]
+        vec![grad_x.into_dispatch(), flat(&module, Some(&grads)).into_dispatch()]
     });
-    attach(x, params, y, again)
+    attach(x, None, params, y, again)
 }
 
-/// `y` with a place in the graph: behind `x` and `params`, with `again` as its backward pass.
+/// `y` with a place in the graph: behind `x`, `other` and `params`, with `again` as its backward pass.
 fn attach<const D: usize>(
     x: Tensor<3>,
+    other: Option<Tensor<3>>,
     params: Tensor<1>,
     y: Tensor<D>,
     again: Again,
@@ -82,7 +89,7 @@ fn attach<const D: usize>(
         None => y,
     };
     let (x, params, y) = (x.into_dispatch(), params.into_dispatch(), y.into_dispatch());
-    Tensor::from_dispatch(<Dispatch as RecomputeOps>::recompute(x, params, y, again))
+    Tensor::from_dispatch(<Dispatch as RecomputeOps>::recompute(x, maybe(other), params, y, again))
 }
 
 /// A loss whose gradient with respect to `y` is `grad_y`; several add up.
@@ -92,9 +99,9 @@ fn with_gradient(y: Tensor<3>, grad_y: Tensor<3>) -> Tensor<1> {
     let none: Tensor<1> = Tensor::zeros([1], &grad_y.device());
     let again = {
         let none = none.clone();
-        Again::new(move |_| [grad_y.into_dispatch(), none.into_dispatch()])
+        Again::new(move |_| vec![grad_y.into_dispatch(), none.into_dispatch()])
     };
-    attach(y, none.clone().autodiff(), none, again)
+    attach(y, None, none.clone().autodiff(), none, again)
 }
 
 /// The parameters of a module one after the other, or their gradients.

@@ -128,7 +128,7 @@ pub fn recompute_in_segments<M: Module + 'static>(
         // Every old step stands at one new one: the way back is the gradient of the way there.
         let grad_x = segments.order.undo(Tensor::cat(grad_x, 1), seq_len);
         let grad_params = grad_params.unwrap_or_else(|| flat(&module, None).inner().zeros_like());
-        [grad_x.into_dispatch(), grad_params.into_dispatch()]
+        vec![grad_x.into_dispatch(), grad_params.into_dispatch()]
     });
-    attach(x, params, y, again)
+    attach(x, None, params, y, again)
 }

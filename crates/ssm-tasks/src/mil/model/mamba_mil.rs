@@ -11,11 +11,14 @@ use ssm_core::{
     init::Init,
     mixers::{AnyMixer, Mixer, MixerConfig, MixerError, SrMambaConfig},
     nn::{AttentionPool, AttentionPoolConfig, compute_in, dropout},
-    ops::{linear::linear, pointwise::gelu, recompute::recompute},
+    ops::{layer_norm::layer_norm, linear::linear, pointwise::gelu, recompute::recompute},
 };
 use ssm_train::config::Issue;
 
 use super::{Output, dropout_issue, embedder::ConvStem, width_issues, xavier};
+
+/// Of every norm, as torch has it.
+const EPSILON: f64 = 1e-5;
 
 /// Which initial values the linear layers get.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -107,7 +110,7 @@ impl MambaMilConfig {
     pub fn init(&self, d_feature: usize, n_outputs: usize, init: &mut Init) -> MambaMil {
         let d_model = self.d_model;
         let device = init.device().clone();
-        let norm = || LayerNormConfig::new(d_model).with_epsilon(1e-5).init(&device);
+        let norm = || LayerNormConfig::new(d_model).with_epsilon(EPSILON).init(&device);
         let images = self.image_side.map(|side| ConvStem::init(side, init));
         let d_in = images.as_ref().map_or(d_feature, ConvStem::d_out);
         let pool = AttentionPoolConfig { d_attention: self.d_attention, gated: false };
@@ -187,20 +190,15 @@ struct Layer {
 
 impl Layer {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let normed = normalised(&self.norm, x.clone());
+        let normed = layer_norm(&self.norm, x.clone(), EPSILON);
         x + compute_in(self.branches, normed, |x| self.mixer.forward(x))
     }
 
     /// The same, of which the backward pass keeps as little as it can.
     fn forward_in_segments(&self, x: Tensor<3>) -> Tensor<3> {
-        let normed = normalised(&self.norm, x.clone());
+        let normed = layer_norm(&self.norm, x.clone(), EPSILON);
         x + compute_in(self.branches, normed, |x| self.mixer.forward_in_segments(x))
     }
-}
-
-/// Autodiff keeps two more copies of a long bag for a norm, which are cheaper to compute again.
-fn normalised(norm: &LayerNorm, x: Tensor<3>) -> Tensor<3> {
-    recompute(norm, x, |norm, x| norm.forward(x))
 }
 
 impl MambaMil {
@@ -235,7 +233,7 @@ impl MambaMil {
                 layer.forward(x)
             };
         }
-        let (pooled, attention) = self.pool.forward(normalised(&self.norm, x));
+        let (pooled, attention) = self.pool.forward(layer_norm(&self.norm, x, EPSILON));
         Output {
             logits: self.classifier.forward(pooled).squeeze_dim(0),
             attention: Some(attention.squeeze_dim(0)),
