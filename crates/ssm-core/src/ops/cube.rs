@@ -241,9 +241,10 @@ pub(super) fn sum_all(from: &CubeTensor, scale: f32) -> CubeTensor {
 /// The rows of a matrix cut into parts of the given widths, the last of which may be 0, in one launch;
 /// a part without width comes as a tensor that holds nothing of use.
 pub(super) fn split(from: &CubeTensor, n_rows: usize, widths: [usize; 3]) -> [CubeTensor; 3] {
-    let [first, second, third] =
-        widths.map(|width| empty(from, [n_rows, width.max(1)], from.dtype));
     let (len, vector) = vectors(n_rows, widths);
+    // WebGPU binds no buffer that is smaller than a vector, not even for a part that nothing is written to.
+    let [first, second, third] =
+        widths.map(|width| empty(from, [n_rows, width.max(vector)], from.dtype));
     let (count, dim) = independent(len);
     let [n_first, n_second, n_third] = widths.map(|width| width / vector);
     // SAFETY: the kernel checks the number of vectors, and `vector` divides all widths.
