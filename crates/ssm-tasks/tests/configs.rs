@@ -96,9 +96,12 @@ const SCRIPTS: [Script; 13] = [
     },
 ];
 
-/// MSE and MAE of S-Mamba at the same horizons, arXiv:2403.11144, table 2. Written down from memory; at
+/// MSE and MAE.
+type Scores = (f64, f64);
+
+/// Of S-Mamba at the same horizons, arXiv:2403.11144, table 2. Written down from memory; at
 /// horizon 96 the authors' code gave the numbers of ETTh1, ETTh2, ETTm1 and Exchange.
-const PUBLISHED: [(&str, &str, [(f64, f64); 4]); 13] = [
+const PUBLISHED: [(&str, &str, [Scores; 4]); 13] = [
     ("etth1", "ETTh1", [(0.386, 0.405), (0.443, 0.437), (0.489, 0.468), (0.502, 0.489)]),
     ("etth2", "ETTh2", [(0.296, 0.348), (0.376, 0.396), (0.424, 0.431), (0.426, 0.444)]),
     ("ettm1", "ETTm1", [(0.333, 0.368), (0.376, 0.390), (0.408, 0.413), (0.475, 0.448)]),
@@ -119,7 +122,7 @@ const PUBLISHED: [(&str, &str, [(f64, f64); 4]); 13] = [
 ];
 
 /// The same of DLinear at horizon 96, with where they are read.
-const PUBLISHED_DLINEAR: [(&str, &str, (f64, f64), &str); 4] = [
+const PUBLISHED_DLINEAR: [(&str, &str, Scores, &str); 4] = [
     ("etth1", "ETTh1", (0.386, 0.400), "as Mamba-360's README has it"),
     ("etth2", "ETTh2", (0.333, 0.387), "as Mamba-360's README has it"),
     ("ettm1", "ETTm1", (0.345, 0.372), "as Mamba-360's README has it"),

@@ -8,7 +8,11 @@ use burn::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use ssm_core::init::Init;
-use ssm_train::{device, error::Error, task::Split};
+use ssm_train::{
+    device,
+    error::Error,
+    task::{Split, Task},
+};
 
 use super::{
     ForecastingTask,
@@ -86,8 +90,8 @@ fn trains_on(task: &ForecastingTask) -> Result<Device, Error> {
 }
 
 /// Trains [`DLinear`] on the training windows, the way S-Mamba's protocol trains any model: Adam on
-/// the mean squared error, the batch size of the run, the rate halved per epoch, the weights with
-/// the best validation error kept, at most 20 epochs.
+/// the mean squared error, as many batches an epoch as the run has, in an order of their own, the rate
+/// halved per epoch, the weights with the best validation error kept, at most 20 epochs.
 ///
 /// # Errors
 /// [`Error::Device`] if the device fails, [`Error::Data`] if no epoch has a finite validation error.
@@ -104,7 +108,10 @@ fn train_dlinear(task: &ForecastingTask) -> Result<DLinear, Error> {
         let lr = LR * 0.5_f64.powi(epoch.saturating_sub(1) as i32);
         let n_windows = windows.n_windows(Split::Train);
         let order = permutation(n_windows, task.settings().seed, Purpose::Baseline, epoch);
-        for indices in order.chunks(task.settings().batch_size) {
+        // As many as the run takes: a last batch of one window would decide how an epoch ends.
+        let batches =
+            order.chunks(task.settings().batch_size).take(task.batches_per_epoch() as usize);
+        for indices in batches {
             let batch = windows.gather(Split::Train, indices);
             let predicted = model.forward(windows.input(&batch, &device));
             let error = task.select_targets(predicted) - windows.target(&batch, &device);
