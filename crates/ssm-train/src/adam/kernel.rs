@@ -24,12 +24,12 @@ pub(super) struct Scalars {
     pub(super) eps: f32,
 }
 
-/// Weights `w` and their moments `m` and `v` one step on, in place; `len` vectors each.
+/// Weights `w` and their moments one step on, in place; `len` vectors each.
 #[cube(launch_unchecked)]
 pub(super) fn adam_step<V: Size>(
     w: &mut Tensor<Vector<f32, V>>,
-    m: &mut Tensor<Vector<f32, V>>,
-    v: &mut Tensor<Vector<f32, V>>,
+    moment_1: &mut Tensor<Vector<f32, V>>,
+    moment_2: &mut Tensor<Vector<f32, V>>,
     grad: &Tensor<Vector<f32, V>>,
     scalars: Scalars,
     len: usize,
@@ -37,15 +37,15 @@ pub(super) fn adam_step<V: Size>(
     if ABSOLUTE_POS < len {
         let weight = w[ABSOLUTE_POS];
         let g = grad[ABSOLUTE_POS] + weight * Vector::<f32, V>::new(scalars.l2);
-        let kept_1 = m[ABSOLUTE_POS] * Vector::<f32, V>::new(scalars.beta_1);
-        let kept_2 = v[ABSOLUTE_POS] * Vector::<f32, V>::new(scalars.beta_2);
+        let kept_1 = moment_1[ABSOLUTE_POS] * Vector::<f32, V>::new(scalars.beta_1);
+        let kept_2 = moment_2[ABSOLUTE_POS] * Vector::<f32, V>::new(scalars.beta_2);
         let first = kept_1 + g * Vector::<f32, V>::new(scalars.fresh_1);
         let second = kept_2 + g * g * Vector::<f32, V>::new(scalars.fresh_2);
         let root = second.sqrt() * Vector::<f32, V>::new(scalars.correction);
         let step = first / (root + Vector::<f32, V>::new(scalars.eps));
         let kept = weight * Vector::<f32, V>::new(scalars.keep);
         w[ABSOLUTE_POS] = kept - step * Vector::<f32, V>::new(scalars.rate);
-        m[ABSOLUTE_POS] = first;
-        v[ABSOLUTE_POS] = second;
+        moment_1[ABSOLUTE_POS] = first;
+        moment_2[ABSOLUTE_POS] = second;
     }
 }
