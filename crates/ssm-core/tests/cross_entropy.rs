@@ -208,6 +208,41 @@ fn large_logits_do_not_overflow_and_lost_ones_are_seen() {
 }
 
 #[test]
+fn what_is_no_number_at_an_ignored_position_reaches_nothing() {
+    let shape @ [_, d_model, n_rows] = [9, 16, 96];
+    let truth = Case::new(shape).truth();
+    for lost in [f64::NAN, f64::INFINITY] {
+        let mut case = Case::new(shape);
+        let ignored = [3, 8];
+        assert!(ignored.iter().all(|at| case.targets[*at] < 0));
+        case.hidden[3 * d_model..4 * d_model].fill(lost);
+        case.hidden[8 * d_model + 2] = lost;
+        assert_eq!(case.truth(), truth, "host, {lost}");
+        for (name, device) in devices() {
+            let check = |what: &str, got: [Vec<f64>; 3]| {
+                for (i, (got, truth)) in got.iter().zip(&truth).enumerate() {
+                    let what = format!("{what}, {}, {lost} on {name}", NAMES[i]);
+                    assert_error(&what, got, truth, 3e-6);
+                }
+                for at in ignored {
+                    let grad = &got[1][at * d_model..][..d_model];
+                    assert_eq!(grad, vec![0.0; d_model], "{what}, position {at} on {name}");
+                }
+            };
+            check("reference", case.run(FloatDType::F32, &device, reference));
+            for max_logits in [1 << 20, 4 * n_rows, 1] {
+                check("kernel", case.run(FloatDType::F32, &device, ours(max_logits)));
+            }
+            // Without gradients, as in evaluation.
+            let [hidden, weight] = [(&case.hidden, 9), (&case.weight, n_rows)]
+                .map(|(values, rows)| tensor::<2>(values, [rows, d_model], &device));
+            let loss = linear_cross_entropy(hidden, weight, &case.targets, 1 << 20);
+            assert_error(&format!("loss alone on {name}"), &values(&loss), &truth[0], 3e-6);
+        }
+    }
+}
+
+#[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let (name, device) = devices().remove(0);
     let case = Case::new([70, 24, 1027]);

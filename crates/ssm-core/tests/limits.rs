@@ -5,15 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use burn::{
     backend::DispatchDevice,
     module::Param,
-    nn::Linear,
-    tensor::{DType, Device, Tensor, TensorData},
+    nn::{LayerNormConfig, Linear},
+    tensor::{DType, Device, FloatDType, Int, Tensor, TensorData},
 };
 use cubecl::ir::{ElemType, FloatKind};
 use ssm_core::ops::{
     causal_conv1d::{ConvArgs, causal_conv1d},
+    cross_entropy::linear_cross_entropy,
+    decode::{self, Chosen, Conv, Product, StateStep},
+    layer_norm::layer_norm,
     linear::linear,
-    pointwise::{gelu, reverse},
-    rms_norm::rms_norm,
+    pointwise::{gelu, masked, neg_exp, reverse},
+    rms_norm::{add_rms_norm, rms_norm},
     selective_scan::{ScanArgs, selective_scan},
     slow_paths,
 };
@@ -29,22 +32,39 @@ fn half<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
 
 type Op = (&'static str, fn(&Device));
 
-const OPS: [Op; 6] = [
+/// All in f32.
+fn scan(device: &Device) -> ScanArgs {
+    let ones = |shape| Tensor::<3>::ones(shape, device);
+    ScanArgs {
+        u: ones([1, 4, 2]),
+        delta: ones([1, 4, 2]),
+        a: Tensor::ones([2, 3], device),
+        b: ones([1, 4, 3]),
+        c: ones([1, 4, 3]),
+        d: None,
+        z: None,
+        delta_bias: None,
+        delta_softplus: true,
+        initial_state: None,
+        resets: None,
+    }
+}
+
+const OPS: [Op; 21] = [
     ("selective_scan", |device| {
-        let steps = || half([1, 4, 2], device);
-        selective_scan(ScanArgs {
-            u: steps(),
-            delta: steps(),
-            a: Tensor::ones([2, 3], device),
-            b: half([1, 4, 3], device),
-            c: half([1, 4, 3], device),
-            d: None,
-            z: None,
-            delta_bias: None,
-            delta_softplus: true,
-            initial_state: None,
-            resets: None,
-        });
+        selective_scan(ScanArgs { u: half([1, 4, 2], device), ..scan(device) });
+    }),
+    ("selective_scan", |device| {
+        selective_scan(ScanArgs { d: Some(half([2], device)), ..scan(device) });
+    }),
+    ("selective_scan", |device| {
+        selective_scan(ScanArgs { z: Some(half([1, 4, 2], device)), ..scan(device) });
+    }),
+    ("selective_scan", |device| {
+        selective_scan(ScanArgs { delta_bias: Some(half([2], device)), ..scan(device) });
+    }),
+    ("selective_scan", |device| {
+        selective_scan(ScanArgs { initial_state: Some(half([1, 2, 3], device)), ..scan(device) });
     }),
     ("causal_conv1d", |device| {
         causal_conv1d(ConvArgs::new(half([1, 4, 2], device), Tensor::ones([2, 3], device)));
@@ -56,8 +76,57 @@ const OPS: [Op; 6] = [
     ("rms_norm", |device| {
         rms_norm(half([4, 2], device), Tensor::ones([2], device), 1e-5);
     }),
+    ("rms_norm", |device| {
+        let x = || half([4, 2], device);
+        add_rms_norm(x(), x(), Tensor::ones([2], device), 1e-5);
+    }),
+    ("layer_norm", |device| {
+        layer_norm(&LayerNormConfig::new(2).init(device), half([4, 2], device), 1e-5);
+    }),
+    ("cross_entropy", |device| {
+        linear_cross_entropy(half([2, 3], device), Tensor::ones([5, 3], device), &[0, 1], 100);
+    }),
     ("gelu", |device| drop(gelu(half([1, 4, 2], device)))),
+    ("neg_exp", |device| drop(neg_exp(half([1, 4, 2], device)))),
+    ("masked", |device| drop(masked(half([4, 2], device), half([4, 2], device), 1.0))),
     ("reverse", |device| drop(reverse(half([1, 4, 2], device)))),
+    ("decode_product", |device| {
+        decode::product(Product {
+            x: Tensor::ones([1, 3], device),
+            weight: half([2, 3], device),
+            norm: None,
+            add: None,
+        });
+    }),
+    ("decode_conv", |device| {
+        let taps = Tensor::ones([2, 3], device);
+        let past = Tensor::ones([1, 2, 2], device);
+        decode::conv(half([1, 2], device), Conv { taps, bias: None, past });
+    }),
+    ("decode_state", |device| {
+        decode::state(StateStep {
+            u: half([1, 2], device),
+            z: half([1, 2], device),
+            projected: half([1, 7], device),
+            dt_weight: half([2, 1], device),
+            dt_bias_d: Tensor::ones([2, 2], device),
+            a_log: Tensor::ones([2, 3], device),
+            state: Tensor::ones([1, 2, 3], device),
+        });
+    }),
+    ("decode_add_norm", |device| {
+        let weight = Tensor::ones([2], device);
+        decode::add_norm(Tensor::ones([1, 2], device), None, weight, 1e-5, FloatDType::BF16);
+    }),
+    ("decode_argmax", |device| {
+        let chosen = Chosen {
+            newest: Tensor::<1, Int>::zeros([1], device),
+            ring: Tensor::<2, Int>::zeros([1, 2], device),
+            count: Tensor::<1, Int>::zeros([1], device),
+        };
+        decode::argmax(half([1, 5], device), chosen, 5);
+    }),
+    ("decode_copy", |device| drop(decode::copied(half([1, 2], device), FloatDType::F32))),
 ];
 
 #[test]

@@ -15,11 +15,22 @@ fn every_operation_passes_on_every_device() {
             "causal_conv1d",
             "linear",
             "rms_norm",
+            "add_rms_norm",
             "gelu",
+            "neg_exp",
+            "masked",
             "reverse",
             "layer_norm",
             "cross_entropy",
             "recompute",
+            "decode_product",
+            "decode_product_conv",
+            "decode_conv",
+            "decode_state",
+            "decode_add_norm",
+            "decode_copy",
+            "decode_argmax",
+            "decode_set",
         ];
         assert_eq!(ops, expected);
         for test in &tests {

@@ -2,7 +2,7 @@
 
 #![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 #[cfg(feature = "flex")]
 use burn::backend::Flex;
@@ -85,6 +85,19 @@ impl WithSimd for Row<'_> {
     }
 }
 
+/// `hidden` with zeros at the positions that do not count and hold something else than finite numbers: in
+/// the gradient of the weight they are multiplied by zero, which these survive.
+fn counted<'a>(hidden: &'a [f32], targets: &[i32], d_model: usize) -> Cow<'a, [f32]> {
+    let mut hidden = Cow::Borrowed(hidden);
+    for (i, _) in targets.iter().enumerate().filter(|(_, target)| **target < 0) {
+        let row = i * d_model..(i + 1) * d_model;
+        if !hidden[row.clone()].iter().all(|value| value.is_finite()) {
+            hidden.to_mut()[row].fill(0.0);
+        }
+    }
+    hidden
+}
+
 /// Loss and gradients of `hidden` and `weight`.
 fn chunked(
     hidden: &[f32],
@@ -94,6 +107,7 @@ fn chunked(
     options: CrossEntropyOptions,
 ) -> (f64, Option<[Vec<f32>; 2]>) {
     let (n, n_rows) = (targets.len(), weight.len() / d_model);
+    let hidden = counted(hidden, targets, d_model);
     let count = count(targets);
     let scale = options.gradients.then(|| (1.0 / count as f64) as f32);
     let chunk = options.chunk.min(n);
@@ -184,3 +198,34 @@ macro_rules! on_host {
 on_host!(Flex);
 #[cfg(feature = "ndarray")]
 on_host!(NdArray);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cross_entropy::host;
+
+    /// On slices, so also where no backend for host memory is compiled in.
+    #[test]
+    fn what_is_no_number_at_an_ignored_position_reaches_nothing() {
+        let (d_model, n_rows) = (3, 5);
+        let targets = [2, -1, 0, -1];
+        let number = |i: usize| (i * 7 % 11) as f32 / 5.0 - 1.0;
+        let mut hidden: Vec<f32> = (0..4 * d_model).map(number).collect();
+        let weight: Vec<f32> = (0..n_rows * d_model).map(|i| number(i + 3)).collect();
+        hidden[3..6].fill(f32::NAN);
+        hidden[10] = f32::INFINITY;
+        let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect::<Vec<f64>>();
+        let truth = host::cross_entropy(&wide(&hidden), &wide(&weight), &targets, d_model);
+        for chunk in [1, 3, 4] {
+            let options = CrossEntropyOptions { chunk, gradients: true };
+            let (loss, grads) = chunked(&hidden, &weight, &targets, d_model, options);
+            let [of_hidden, of_weight] = grads.unwrap();
+            assert!((loss - truth.loss).abs() < 1e-6, "{loss}, expected {}", truth.loss);
+            for (got, truth) in [(&of_hidden, &truth.hidden), (&of_weight, &truth.weight)] {
+                let close = |(got, truth): (&f64, &f64)| (got - truth).abs() < 1e-6;
+                assert!(wide(got).iter().zip(truth).all(close), "{got:?}, expected {truth:?}");
+            }
+            assert_eq!([&of_hidden[3..6], &of_hidden[9..]], [[0.0; 3]; 2]);
+        }
+    }
+}

@@ -15,10 +15,13 @@ use cubecl::CubeDim;
 use super::{
     count,
     extension::{CrossEntropyOps, CrossEntropyOptions, CrossEntropyPrimitives, CrossEntropyResult},
-    kernel::softmax_rows,
+    kernel::{counted_rows, softmax_rows},
 };
 use crate::ops::{
-    cube::{cast, check_device, check_len, cubes, elem, empty_f32, rows, sum_all},
+    cube::{
+        cast, check_device, check_len, cubes, elem, empty, empty_f32, independent, rows, sum_all,
+        vector_size,
+    },
     linear::kernel::{product, sum_of_rows},
 };
 
@@ -68,6 +71,33 @@ fn softmax(
     }
 }
 
+/// `hidden` with zeros at the positions that do not count.
+fn counted(hidden: &CubeTensor, targets: &CubeTensor) -> CubeTensor {
+    let [n, d_model]: [usize; 2] = hidden.shape().dims();
+    check_len("cross_entropy", "`hidden`", n * d_model);
+    let to = empty(hidden, [n, d_model], hidden.dtype);
+    let vector = vector_size(d_model);
+    let len = n * d_model / vector;
+    let (count, dim) = independent(len);
+    // SAFETY: the kernel checks the number of vectors, `vector` divides the width, and `targets` has an
+    // element for every row.
+    unsafe {
+        counted_rows::launch_unchecked(
+            &hidden.client,
+            count,
+            dim,
+            vector,
+            hidden.clone().into_tensor_arg(),
+            targets.clone().into_tensor_arg(),
+            to.clone().into_tensor_arg(),
+            len,
+            d_model / vector,
+            elem(hidden),
+        );
+    }
+    to
+}
+
 impl CrossEntropyOps for CubeBackend {
     fn cross_entropy(
         input: CrossEntropyPrimitives<Self>,
@@ -77,12 +107,17 @@ impl CrossEntropyOps for CubeBackend {
         let [n, d_model]: [usize; 2] = input.hidden.shape().dims();
         let (dtype, weight_dtype) = (input.hidden.dtype, input.weight.dtype);
         check_device("cross_entropy", &input.hidden, &[dtype, weight_dtype], 3);
-        let hidden = rows(input.hidden);
+        let mut hidden = rows(input.hidden);
         let weight = cast(rows(input.weight), dtype);
-        let mean = (1.0 / count(&targets) as f64) as f32;
+        let n_counted = count(&targets);
+        let mean = (1.0 / n_counted as f64) as f32;
         let scale = options.gradients.then_some(mean);
         let data = TensorData::new(targets.to_vec(), [n]);
         let targets = B::int_from_data(data, &hidden.device);
+        if options.gradients && n_counted < n {
+            // In the gradient of the weight they are multiplied by zero, which what is no number survives.
+            hidden = counted(&hidden, &targets);
+        }
         let losses = empty_f32(&hidden, [n]);
         let chunk = options.chunk.min(n);
         let mut grad_hidden = Vec::new();

@@ -85,7 +85,7 @@ pub(super) fn softmax_rows<E: Float, V: Size>(
             losses[first + row] = select(counts, loss, 0.0f32);
         }
         if comptime!(grad) {
-            let factor = select(counts, scale, 0.0f32) / sum;
+            let factor = scale / sum;
             for turn in 0..turns {
                 let lane = turn * units + unit;
                 if lane < width {
@@ -95,11 +95,31 @@ pub(super) fn softmax_rows<E: Float, V: Size>(
                     for s in 0..size {
                         let share = (value.extract(s) - top).exp();
                         let rest = select(lane * size + s == place, -others, share);
-                        out.insert(s, rest * factor);
+                        // Chosen last: logits that do not count may be no numbers, and so all of this.
+                        out.insert(s, select(counts, rest * factor, 0.0f32));
                     }
                     logits[row * width + lane] = Vector::cast_from(out);
                 }
             }
         }
+    }
+}
+
+/// `from` with zeros in the rows whose target is negative; `len` vectors in rows of `width`.
+#[cube(launch_unchecked)]
+pub(super) fn counted_rows<E: Float, V: Size>(
+    from: &Tensor<Vector<E, V>>,
+    targets: &Tensor<i32>,
+    to: &mut Tensor<Vector<E, V>>,
+    len: usize,
+    width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let mut value = Vector::<E, V>::new(E::from_int(0));
+        if targets[ABSOLUTE_POS / width] >= 0 {
+            value = from[ABSOLUTE_POS];
+        }
+        to[ABSOLUTE_POS] = value;
     }
 }

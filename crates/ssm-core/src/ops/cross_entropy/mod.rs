@@ -35,7 +35,8 @@ use crate::ops::primitive::check_shape;
 
 /// Mean over positions of `logsumexp(z) - z[target]` in nats, with `z = weight * hidden`.
 ///
-/// A negative target is left out of the mean and of the gradients.
+/// A position with a negative target is left out of the mean and of the gradients, whatever its hidden
+/// states are: also if they are no finite numbers.
 ///
 /// # Shapes
 /// - `hidden`: `[n, d_model]`;  `weight`: `[n_rows, d_model]`, a row a token

@@ -132,16 +132,26 @@ fn launch(lhs: CubeTensor, rhs: CubeTensor, out_dtype: DType) -> CubeTensor {
             &mut types,
         )
     };
-    let done = kernels(&lhs).iter().map(run).find(Result::is_ok);
-    assert!(
-        done.is_some(),
-        "linear: no kernel for a product of {:?} and {:?} in {:?} on {}; use another device or f32",
-        lhs.shape(),
-        rhs.shape(),
-        lhs.dtype,
-        out.client.name(),
-    );
-    out
+    let mut reasons = Vec::new();
+    for kernel in kernels(&lhs) {
+        match run(&kernel) {
+            Ok(()) => return out,
+            Err(reason) => reasons.push(reason.to_string()),
+        }
+    }
+    let device = &out.client.properties().identity.name;
+    panic!("{}", no_kernel([&lhs.shape(), &rhs.shape()], lhs.dtype, device, &reasons))
+}
+
+/// Each reason is that of a kernel; CubeK ends them with an empty line.
+fn no_kernel([lhs, rhs]: [&Shape; 2], dtype: DType, device: &str, reasons: &[String]) -> String {
+    let dtype = format!("{dtype:?}").to_lowercase();
+    let reasons: Vec<&str> = reasons.iter().map(|reason| reason.trim()).collect();
+    let reasons = reasons.join("; ");
+    format!(
+        "linear: `{device}` has no kernel for a product of {lhs:?} and {rhs:?} in {dtype}; use another \
+         device, or f32: {reasons}"
+    )
 }
 
 /// Kernels by preference; the last one runs everywhere.
@@ -166,6 +176,18 @@ fn kernels(lhs: &CubeTensor) -> Vec<Strategy> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_product_without_a_kernel_names_the_device_and_every_reason() {
+        let (lhs, rhs) = (Shape::from([2, 3]), Shape::from([3, 5]));
+        let reasons = ["first reason\n\n".to_owned(), "second\n".to_owned()];
+        let text = no_kernel([&lhs, &rhs], DType::BF16, "Card", &reasons);
+        let expected = format!(
+            "linear: `Card` has no kernel for a product of {lhs:?} and {rhs:?} in bf16; use another \
+             device, or f32: first reason; second"
+        );
+        assert_eq!(text, expected);
+    }
 
     #[test]
     fn long_sums_of_small_results_are_cut() {

@@ -21,7 +21,13 @@ use crate::ops::{
 const BUFFERS: usize = 8;
 
 fn check(input: &ScanPrimitives<CubeBackend>) {
-    let dtypes = [&input.u, &input.delta, &input.a, &input.b, &input.c].map(|tensor| tensor.dtype);
+    let optional = [&input.d, &input.z, &input.delta_bias, &input.initial_state];
+    let given = optional.into_iter().filter_map(|tensor| match tensor {
+        Maybe::Present(tensor) => Some(tensor),
+        Maybe::Absent => None,
+    });
+    let all = [&input.u, &input.delta, &input.a, &input.b, &input.c].into_iter().chain(given);
+    let dtypes: Vec<DType> = all.map(|tensor| tensor.dtype).collect();
     check_device("selective_scan", &input.u, &dtypes, BUFFERS);
 }
 
