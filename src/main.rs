@@ -32,6 +32,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{Map, Value};
 use ssm_train::{
     Error, World,
+    error::caught,
     progress::Screen,
     report::{Table, text_table},
 };
@@ -195,7 +196,8 @@ fn run() -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return exit(&error),
     };
-    let done = match cli.verb {
+    // Where a device fails Burn panics.
+    let done = caught("the command", || match cli.verb {
         Verb::Init(args) => init::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Train(args) => train::run(args, screen, &world),
@@ -215,7 +217,7 @@ fn run() -> ExitCode {
         Verb::Schema(args) => describe::schema(&args),
         Verb::Completions(args) => describe::completions(&args),
         Verb::Man(args) => describe::man(&args),
-    };
+    });
     world.leave(done.as_ref().err());
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,12 @@
 //! The one error type of the engine: what went wrong, where, what to do about it, and how to exit.
 
-use std::{error::Error as StdError, io, path::PathBuf};
+use std::{
+    any::Any,
+    error::Error as StdError,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+};
 
 use crate::config::{Diagnostic, Issue};
 
@@ -106,14 +112,14 @@ pub enum Error {
         /// What to do.
         hint: Option<String>,
     },
-    /// A panic while a run trains, as Burn panics where a device fails; what was saved is intact.
+    /// A panic, as Burn panics where a device fails; what was saved is intact.
     #[error("{what} panicked{}: {message}", after_step(.saved))]
     Panic {
-        /// What the run was doing.
+        /// What the program was doing.
         what: &'static str,
         /// What the panic said.
         message: String,
-        /// Step of the newest checkpoint.
+        /// Step of the newest checkpoint of the run that was in training.
         saved: Option<u64>,
     },
     /// A loss or gradient that is NaN or infinite; the weights were not touched by it.
@@ -202,6 +208,9 @@ impl Error {
             Self::ResumeMismatch { .. } => {
                 Some("start a new run directory, or restore the value".into())
             }
+            Self::Panic { saved: None, .. } => Some(
+                "test the devices with `ssm doctor`: most panics come from one that fails".into(),
+            ),
             Self::Interrupted { .. } | Self::Replica { .. } | Self::Panic { .. } => {
                 Some("continue with `--resume`".into())
             }
@@ -246,6 +255,22 @@ impl Error {
         }
         text
     }
+}
+
+/// What `work` returns, or its panic as an error: Burn panics where a device fails.
+///
+/// # Errors
+/// That of `work`, and [`Error::Panic`].
+pub fn caught<R>(what: &'static str, work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::Panic { what, message: text_of(&*panic), saved: None }))
+}
+
+/// What a panic said, on one line.
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no reason given").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Diagnostics one below the other. The first comes without its `error: `, which the caller writes
@@ -301,6 +326,23 @@ mod tests {
              hint: wait for the other process, or choose another `run.name`"
         );
         assert_eq!(error.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_panic_is_an_error_like_others() {
+        let error = caught("the command", || -> Result<(), _> { panic!("out of\n  memory") });
+        let error = error.unwrap_err();
+        assert_eq!(
+            error.report(),
+            "error: the command panicked: out of memory\n\
+             hint: test the devices with `ssm doctor`: most panics come from one that fails"
+        );
+        assert_eq!(error.exit_code(), 1);
+        assert_eq!(
+            error.after(Some(7)).report(),
+            "error: the command panicked (step 7 is saved): out of memory\n\
+             hint: continue with `--resume`"
+        );
     }
 
     #[test]

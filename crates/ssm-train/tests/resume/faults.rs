@@ -361,6 +361,21 @@ fn a_panic_of_burn_ends_the_run_where_it_can_go_on() {
 }
 
 #[test]
+fn a_panic_at_the_start_is_an_error_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, cut] = ["whole", "x"].map(|name| config(dir.path(), name));
+    run(&whole, false, &[]).unwrap();
+    run(&cut, false, &["fail=8"]).unwrap_err();
+    let error = run(&cut, true, &["device_at_start=0"]).unwrap_err();
+    let start = "error: the start panicked: === Tensor Operation Error === Operation: 'Matmul'";
+    assert!(error.report().starts_with(start), "{}", error.report());
+    assert_eq!(error.exit_code(), 1);
+    // Nothing is locked any more.
+    run(&cut, true, &[]).unwrap();
+    assert_eq!(trace(&cut), trace(&whole));
+}
+
+#[test]
 fn a_run_directory_that_vanishes_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path(), "x");
