@@ -76,6 +76,21 @@ fn runs_are_listed_compared_and_reported_again() {
     let text = succeeded(desk.ssm(&["runs", &dir]));
     assert!(text.lines().any(|line| line.starts_with("b ") && line.contains("stopped")), "{text}");
 
+    // One that has only begun is listed too, a configuration alone is not.
+    for name in ["begun", "no_run"] {
+        fs::create_dir(desk.path(name)).unwrap();
+        fs::copy(desk.path("b/config.toml"), desk.path(name).join("config.toml")).unwrap();
+    }
+    fs::copy(desk.path("b/run.json"), desk.path("begun/run.json")).unwrap();
+    let list = parsed(desk.ssm(&["runs", &dir, "--json"]));
+    let names: Vec<&Value> =
+        list["Runs"].as_array().unwrap().iter().map(|run| &run["run"]).collect();
+    assert_eq!(names, ["a", "b", "begun"]);
+    assert_eq!(
+        (&list["Runs"][2]["status"], &list["Runs"][2]["step"]),
+        (&json!("begun"), &json!(0))
+    );
+
     let [a, b] = ["a", "b"].map(|name| desk.path(name).display().to_string());
     let page = desk.path("compare.html").display().to_string();
     let tables = parsed(desk.ssm(&["compare", &a, &b, "--output", &page, "--json"]));
