@@ -251,6 +251,7 @@ fn exit_codes_are_those_of_the_help() {
     let dir = format!("run.dir={}", desk.dir().display());
     let mut child = Command::new(env!("CARGO_BIN_EXE_ssm"))
         .args(["train", DEBUG, "--set", &dir, "--set", "train.steps=100000", "--quiet"])
+        .args(["--set", "train.eval_every_steps=5", "--set", "checkpoint.keep=1"])
         .current_dir(root())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -262,6 +263,17 @@ fn exit_codes_are_those_of_the_help() {
     }
     let listed = parsed(desk.ssm(&["runs", &desk.dir().display().to_string(), "--json"]));
     assert_eq!(listed["Runs"][0]["status"], "running", "{listed}");
+    // It is looked at while it goes on and prunes.
+    let run = desk.path("debug");
+    let run = run.to_str().unwrap();
+    for _ in 0..5 {
+        let said = succeeded(desk.ssm(&["report", run]));
+        assert_eq!(said, format!("report  {run}/report.html\n"));
+        let page = fs::read_to_string(desk.path("debug/report.html")).unwrap();
+        assert!(page.contains("Training loss"));
+        succeeded(desk.ssm(&["eval", run, "--split", "valid"]));
+    }
+    assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
     let term = Command::new("kill").args(["-TERM", &child.id().to_string()]).status();
     assert!(term.unwrap().success());
     assert_eq!(child.wait().unwrap().code(), Some(143));
