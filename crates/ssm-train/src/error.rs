@@ -123,7 +123,7 @@ pub enum Error {
         saved: Option<u64>,
     },
     /// A loss or gradient that is NaN or infinite; the weights were not touched by it.
-    #[error("{what} is not finite at step {step}")]
+    #[error("{what} is not finite at step {step}{}", after_step(.saved))]
     NonFinite {
         /// Optimiser step, counted from 0.
         step: u64,
@@ -131,9 +131,11 @@ pub enum Error {
         what: String,
         /// What to try.
         hint: Option<String>,
+        /// Step of the newest checkpoint.
+        saved: Option<u64>,
     },
     /// Another replica of the run stopped or lost its connection.
-    #[error("replica {rank} of {size} is gone: {message}")]
+    #[error("replica {rank} of {size} is gone{}: {message}", after_step(.saved))]
     Replica {
         /// Which one, counted from 0.
         rank: usize,
@@ -141,6 +143,8 @@ pub enum Error {
         size: usize,
         /// Why, as far as it is known.
         message: String,
+        /// Step of the newest checkpoint, where the run had begun to train.
+        saved: Option<u64>,
     },
     /// The user or the system asked the process to stop; the run was saved and can be resumed.
     #[error("interrupted by signal {signal} at step {step}")]
@@ -162,12 +166,17 @@ impl Error {
         Self::Config { diagnostics: diagnostics.collect() }
     }
 
-    /// The same with the step that the run can go on from, where it stopped because it could not be
-    /// saved or panicked.
+    /// The same with the step that the run can go on from, where something failed while it trained.
     #[must_use]
     pub(crate) fn after(mut self, step: Option<u64>) -> Self {
-        if let Self::Save { saved, .. } | Self::Panic { saved, .. } = &mut self {
-            *saved = step;
+        match &mut self {
+            Self::Save { saved, .. }
+            | Self::Panic { saved, .. }
+            | Self::NonFinite { saved, .. }
+            | Self::Replica { saved, .. } => *saved = step,
+            // Most of them have nothing to do with a run.
+            Self::Device { message, .. } => message.push_str(&after_step(&step)),
+            _ => {}
         }
         self
     }
@@ -343,6 +352,38 @@ mod tests {
             "error: the command panicked (step 7 is saved): out of memory\n\
              hint: continue with `--resume`"
         );
+    }
+
+    #[test]
+    fn what_fails_in_training_names_the_step_that_is_saved() {
+        let device = Error::Device {
+            device: "cuda".into(),
+            message: "failed at step 9: out of memory".into(),
+            hint: None,
+        };
+        let replica = Error::Replica { rank: 1, size: 2, message: "lost".into(), saved: None };
+        let what = "the loss NaN".to_owned();
+        let loss = Error::NonFinite { step: 9, what, hint: None, saved: None };
+        for (error, before, after) in [
+            (
+                device,
+                "device `cuda`: failed at step 9: out of memory",
+                "device `cuda`: failed at step 9: out of memory (step 7 is saved)",
+            ),
+            (
+                replica,
+                "replica 1 of 2 is gone: lost",
+                "replica 1 of 2 is gone (step 7 is saved): lost",
+            ),
+            (
+                loss,
+                "the loss NaN is not finite at step 9",
+                "the loss NaN is not finite at step 9 (step 7 is saved)",
+            ),
+        ] {
+            assert_eq!(error.to_string(), before);
+            assert_eq!(error.after(Some(7)).to_string(), after);
+        }
     }
 
     #[test]
