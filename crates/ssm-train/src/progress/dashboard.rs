@@ -124,16 +124,17 @@ impl Lent {
 
     /// Says whether it was still to be given back.
     fn give_back(&self) -> bool {
-        let was_ours = std::mem::take(&mut *self.is_ours());
-        if was_ours {
-            let _ = give_back();
-            let lines = self.screen.take();
-            self.screen.close();
-            for line in lines {
-                let _ = writeln!(io::stderr(), "{line}");
-            }
+        let mut is_ours = self.is_ours();
+        if !std::mem::take(&mut *is_ours) {
+            return false;
         }
-        was_ours
+        let _ = give_back();
+        let lines = self.screen.take();
+        self.screen.close();
+        for line in lines {
+            let _ = writeln!(io::stderr(), "{line}");
+        }
+        true
     }
 }
 
@@ -164,9 +165,9 @@ impl Dashboard {
         from_step: u64,
         screen: Screen,
     ) -> io::Result<Self> {
-        let lent = Lent::take(screen).inspect_err(|_| drop(give_back()))?;
+        let lent = Lent::take(screen).inspect_err(|_| _ = give_back())?;
         Self::draw_on(lent.clone(), State::new(name, total_steps, from_step))
-            .inspect_err(|_| drop(lent.give_back()))
+            .inspect_err(|_| _ = lent.give_back())
     }
 
     fn draw_on(lent: Lent, state: State) -> io::Result<Self> {
