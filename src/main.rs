@@ -32,6 +32,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{Map, Value};
 use ssm_train::{
     Error, World,
+    error::caught,
     progress::Screen,
     report::{Table, text_table},
 };
@@ -129,30 +130,32 @@ struct DeviceArgs {
 
 impl DeviceArgs {
     fn section(&self) -> Result<Option<ssm_train::config::DeviceSection>, Error> {
-        let Some(text) = self.device.as_deref() else { return Ok(None) };
-        let section = device_section(text)?;
-        // A device that this binary does not have is a wrong command here, not a broken device.
-        match ssm_train::device::resolve(&section.backend, section.index) {
-            Err(Error::Device { device, message, hint }) => {
-                Err(Error::Usage { message: format!("device `{device}`: {message}"), hint })
-            }
-            resolved => resolved.map(|_| Some(section)),
-        }
+        self.device.as_deref().map(device_section).transpose()
     }
 }
 
-/// Reads `backend` or `backend:index`.
+/// Reads `backend` or `backend:index`, of a device that this binary and machine have.
 fn device_section(text: &str) -> Result<ssm_train::config::DeviceSection, Error> {
+    let (backend, index) = device_parts(text)?;
+    // One that they do not have is a wrong command, not a broken device.
+    ssm_train::device::resolve(backend, index).map_err(|error| match error {
+        Error::Device { device, message, hint } => {
+            Error::Usage { message: format!("device `{device}`: {message}"), hint }
+        }
+        other => other,
+    })?;
+    let backend = backend.to_owned();
+    Ok(ssm_train::config::DeviceSection { backend, index, ..Default::default() })
+}
+
+/// Takes `backend` or `backend:index` apart.
+fn device_parts(text: &str) -> Result<(&str, usize), Error> {
     let (backend, index) = text.split_once(':').unwrap_or((text, "0"));
     let index = index.parse().map_err(|_| Error::Usage {
         message: format!("`{text}` is not a device: expected an index after `:`, got `{index}`"),
         hint: Some("write it as in `cuda:0`".into()),
     })?;
-    Ok(ssm_train::config::DeviceSection {
-        backend: backend.to_owned(),
-        index,
-        ..Default::default()
-    })
+    Ok((backend, index))
 }
 
 /// The commit that this program was built from, where `build.rs` found one.
@@ -195,7 +198,8 @@ fn run() -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return exit(&error),
     };
-    let done = match cli.verb {
+    // Where a device fails Burn panics.
+    let done = caught("the command", || match cli.verb {
         Verb::Init(args) => init::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Train(args) => train::run(args, screen, &world),
@@ -215,7 +219,7 @@ fn run() -> ExitCode {
         Verb::Schema(args) => describe::schema(&args),
         Verb::Completions(args) => describe::completions(&args),
         Verb::Man(args) => describe::man(&args),
-    };
+    });
     world.leave(done.as_ref().err());
     match done {
         Ok(()) => ExitCode::SUCCESS,

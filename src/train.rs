@@ -67,9 +67,10 @@ impl TaskVisitor for Train<'_> {
         } = args;
         overrides.extend(fold.map(|fold| format!("run.fold={fold}")));
         if let Some(device) = device {
-            let section = crate::device_section(&device)?;
-            overrides.push(format!("device.backend={}", section.backend));
-            overrides.push(format!("device.index={}", section.index));
+            // Whether there is such a device is looked at with the rest of the configuration.
+            let (backend, index) = crate::device_parts(&device)?;
+            overrides.push(format!("device.backend={backend}"));
+            overrides.push(format!("device.index={index}"));
         }
         let config = Config::<T::Config>::load(&config, &overrides)?;
         let show = match (tui, quiet) {

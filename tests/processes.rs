@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::support::{Desk, Ended, root};
 
-/// Whether there is a launcher. CI installs one.
+/// Whether there is a launcher. `.ci/devices` installs one, and builds what it can launch.
 fn is_here() -> bool {
     let found = Command::new("mpirun").arg("--version").output();
     found.is_ok_and(|output| output.status.success())

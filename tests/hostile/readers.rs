@@ -26,8 +26,8 @@ use ssm_tasks::{
     mil::{MilTask, config::MilConfig, features},
 };
 use ssm_train::{
-    Config, Task, TrainOptions, checkpoint::Checkpoints, config, progress::Show, result::RunResult,
-    run_dir,
+    Config, Task, TrainOptions, checkpoint::Checkpoints, config, optim, progress::Show,
+    result::RunResult, run_dir,
 };
 
 use crate::source;
@@ -229,10 +229,10 @@ fn weights_of_runs() -> Reader {
     let all = Checkpoints::of_run(&summary.run_dir);
     let step = *all.steps().unwrap().last().unwrap();
     let folder = summary.run_dir.join(format!("checkpoints/step_{step:08}"));
-    let files = ["model.bpk", "optimizer.bpk"]
+    let files = ["model.bpk", "optimizer.bpk", "state.json"]
         .map(|name| (name.to_owned(), fs::read(folder.join(name)).unwrap()));
     let manifest = fs::read_to_string(folder.join("manifest.json")).unwrap();
-    let device = ssm_train::device::open("flex", 0).unwrap();
+    let device = ssm_train::device::open("flex", 0).unwrap().autodiff();
     let good = files.clone();
     Reader::new(files.into(), move |name, bytes| {
         let _ = &dir;
@@ -244,11 +244,14 @@ fn weights_of_runs() -> Reader {
         manifest["files"][name]["bytes"] = bytes.len().into();
         manifest["files"][name]["sha256"] = sha256(bytes).into();
         put(&folder.join("manifest.json"), manifest.to_string().as_bytes());
-        let checkpoint = all.load(step).unwrap();
-        let settings = config.settings(Vec::new());
-        let (_, model) =
-            MilTask::new(&config.task, &config.data, &config.model, &settings, &device).unwrap();
-        if let Err(error) = checkpoint.model(model) {
+        let read = all.load(step).and_then(|checkpoint| {
+            let settings = config.settings(Vec::new());
+            let (_, model) =
+                MilTask::new(&config.task, &config.data, &config.model, &settings, &device)?;
+            let model = checkpoint.model(model)?;
+            checkpoint.optimizer(optim::build(&config.optim, &model, &device)).map(drop)
+        });
+        if let Err(error) = read {
             assert!(!error.report().is_empty());
         }
     })

@@ -19,6 +19,15 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     rename(&temporary, path)
 }
 
+/// As [`replace`], where other processes may do so at the same time.
+pub(crate) fn replace_among_others(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(format!(".{}{UNFINISHED}", std::process::id()));
+    let temporary = PathBuf::from(name);
+    write(&temporary, bytes)?;
+    rename(&temporary, path)
+}
+
 /// Writes a file and waits until the disk has it.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let written = File::create(path).and_then(|mut file| {

@@ -211,6 +211,8 @@ impl Checkpoints {
         for step in self.steps()?.into_iter().rev() {
             match self.load(step) {
                 Ok(checkpoint) => return Ok(Some(checkpoint)),
+                // A run that goes on has removed it for a newer one.
+                Err(_) if is_gone(&self.path(step)) => return self.load_newest(),
                 Err(error @ Error::Io { .. }) => return Err(error),
                 Err(error) => {
                     tracing::warn!("{error}; falling back to the checkpoint before it");
@@ -226,21 +228,30 @@ impl Checkpoints {
     /// # Errors
     /// [`Error::Checkpoint`] if there is none or if it is damaged.
     pub fn load_best(&self) -> Result<Checkpoint, Error> {
+        let Some(step) = self.named_best()? else {
+            return self.load_newest()?.ok_or_else(|| Error::Checkpoint {
+                path: self.dir.clone(),
+                message: "there is none yet".into(),
+                hint: Some("train the run first".into()),
+            });
+        };
+        self.load(step).or_else(|error| match self.named_best()? {
+            // A run that goes on has found a better one and removed this one meanwhile.
+            Some(better) if better != step => self.load(better),
+            _ => Err(error),
+        })
+    }
+
+    /// The step that `best` names.
+    fn named_best(&self) -> Result<Option<u64>, Error> {
         let path = self.dir.join(BEST);
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let name = text.trim();
-                let step = step_of(name)
-                    .ok_or_else(|| broken(&path, format!("`{name}` names no checkpoint")))?;
-                self.load(step)
+                let step = step_of(name);
+                step.map(Some).ok_or_else(|| broken(&path, format!("`{name}` names no checkpoint")))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                self.load_newest()?.ok_or_else(|| Error::Checkpoint {
-                    path: self.dir.clone(),
-                    message: "there is none yet".into(),
-                    hint: Some("train the run first".into()),
-                })
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(atomic::read("read", &path)(error)),
         }
     }
@@ -408,6 +419,12 @@ fn in_order(record: Result<Bytes, RecordError>) -> Result<Bytes, String> {
         writer = writer.with_metadata(key, value);
     }
     writer.into_bytes().map_err(text)
+}
+
+/// Whether nothing has this name, not even a link that leads nowhere.
+fn is_gone(path: &Path) -> bool {
+    let found = path.symlink_metadata();
+    found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// Bytes that are read several times and never copied.

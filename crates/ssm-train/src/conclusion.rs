@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{
     atomic,
+    checkpoint::Checkpoints,
     config::{Config, DeviceSection},
     error::Error,
     folds,
@@ -13,7 +14,7 @@ use crate::{
     position::{Best, Position},
     report::{self, RunReport, Table},
     result::RunResult,
-    run_dir::{self, RunDir},
+    run_dir::{self, Holder, RunDir},
     task::{Outcome, Task, TaskConfig},
 };
 
@@ -67,7 +68,8 @@ pub(crate) fn conclude<T: Task>(
             tracing::info!("scoring step {} on the test split", position.best_or_last());
             let outcome = tracing::trace_span!("conclude").in_scope(|| task.conclude(&model))?;
             let result = RunResult::new(position.step, position.best_or_last(), &outcome);
-            write_report(config, run, task, position, outcome)?;
+            let page = page(config, run.path(), task, position, outcome)?;
+            atomic::replace(&run.report(), page.as_bytes())?;
             // Last: where it is, the run is concluded.
             result.save(&run.result())?;
             result
@@ -86,11 +88,11 @@ pub(crate) fn conclude<T: Task>(
 /// Makes the report of a run, or of its folds, again from what the run left; returns where it is.
 ///
 /// A run that is over is scored once more, for its figures: its data has to be there. One that is not
-/// gets a page of its training so far.
+/// gets a page of its training so far, also while another process trains it.
 ///
 /// # Errors
-/// As [`load_model`], [`Error::RunInUse`] for a run that another process works on,
-/// and [`Error::Save`].
+/// As [`load_model`], [`Error::RunInUse`] for a run that another process takes up at that moment, and
+/// [`Error::Save`].
 pub fn rebuild<T: Task>(
     run_dir: &Path,
     device: Option<&DeviceSection>,
@@ -101,27 +103,38 @@ pub fn rebuild<T: Task>(
     if n_folds > 1 && config.run.fold.is_none() {
         return Ok(folds::conclude::<T>(&config, run_dir, n_folds)?.report);
     }
-    let run = RunDir::open(run_dir, true)?;
-    let newest = run.checkpoints().load_newest()?.ok_or_else(|| Error::Checkpoint {
+    // A run that is in training belongs to the process that trains it.
+    let held = match run_dir::holder(run_dir) {
+        Holder::Process(_) => None,
+        Holder::Nobody => Some(RunDir::open(run_dir, true)?),
+    };
+    let newest = Checkpoints::of_run(run_dir).load_newest()?.ok_or_else(|| Error::Checkpoint {
         path: run_dir.to_owned(),
         message: "there is none yet".into(),
         hint: Some("train the run first".into()),
     })?;
-    let is_over = RunResult::load(&run.result()).is_some();
+    let is_over = || RunResult::load(&run_dir.join(run_dir::RESULT)).is_some();
     let (config, task, model) = load_model::<T>(run_dir, device, data_dirs)?;
-    let outcome = if is_over { task.conclude(&model)? } else { Outcome::default() };
-    write_report(&config, &run, &task, newest.position(), outcome)?;
-    Ok(run.report())
+    let outcome =
+        if held.is_some() && is_over() { task.conclude(&model)? } else { Outcome::default() };
+    let page = page(&config, run_dir, &task, newest.position(), outcome)?;
+    let report = run_dir.join(run_dir::REPORT);
+    // One that is over by now has written a page that holds more.
+    if held.is_some() || !is_over() {
+        atomic::replace_among_others(&report, page.as_bytes())?;
+    }
+    Ok(report)
 }
 
-fn write_report<T: Task>(
+/// The report of the run in a directory.
+fn page<T: Task>(
     config: &Config<T::Config>,
-    run: &RunDir,
+    run_dir: &Path,
     task: &T,
     position: &Position,
     outcome: Outcome,
-) -> Result<(), Error> {
-    let rows = logging::rows(&run.metrics())?;
+) -> Result<String, Error> {
+    let rows = logging::rows(&run_dir.join(run_dir::METRICS))?;
     let mut figures = outcome.figures;
     figures.extend(report::training_figures(&rows));
     let fact = |name: &str, value: String| (name.to_owned(), value);
@@ -137,7 +150,7 @@ fn write_report<T: Task>(
             format!("{:.6}", best.value),
         ));
     }
-    let info = run_dir::info(run.path())?;
+    let info = run_dir::info(run_dir)?;
     facts.push(fact("parameters", info.parameters.to_string()));
     if let Some(session) = info.sessions.last() {
         facts.push(fact("backend", session.backend.clone()));
@@ -146,12 +159,11 @@ fn write_report<T: Task>(
         facts.push(fact("version", format!("{} on Burn {}", session.version, session.burn)));
         facts.extend(session.build_commit.clone().map(|commit| fact("built from commit", commit)));
     }
-    let page = report::html(&RunReport {
+    Ok(report::html(&RunReport {
         name: config.run.name.clone(),
         subtitle: vec![task.describe()],
         facts,
         tables: outcome.tables,
         figures,
-    });
-    atomic::replace(&run.report(), page.as_bytes())
+    }))
 }

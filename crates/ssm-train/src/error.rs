@@ -1,6 +1,12 @@
 //! The one error type of the engine: what went wrong, where, what to do about it, and how to exit.
 
-use std::{error::Error as StdError, io, path::PathBuf};
+use std::{
+    any::Any,
+    error::Error as StdError,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
+};
 
 use crate::config::{Diagnostic, Issue};
 
@@ -106,18 +112,18 @@ pub enum Error {
         /// What to do.
         hint: Option<String>,
     },
-    /// A panic while a run trains, as Burn panics where a device fails; what was saved is intact.
+    /// A panic, as Burn panics where a device fails; what was saved is intact.
     #[error("{what} panicked{}: {message}", after_step(.saved))]
     Panic {
-        /// What the run was doing.
+        /// What the program was doing.
         what: &'static str,
         /// What the panic said.
         message: String,
-        /// Step of the newest checkpoint.
+        /// Step of the newest checkpoint of the run that was in training.
         saved: Option<u64>,
     },
     /// A loss or gradient that is NaN or infinite; the weights were not touched by it.
-    #[error("{what} is not finite at step {step}")]
+    #[error("{what} is not finite at step {step}{}", after_step(.saved))]
     NonFinite {
         /// Optimiser step, counted from 0.
         step: u64,
@@ -125,9 +131,11 @@ pub enum Error {
         what: String,
         /// What to try.
         hint: Option<String>,
+        /// Step of the newest checkpoint.
+        saved: Option<u64>,
     },
     /// Another replica of the run stopped or lost its connection.
-    #[error("replica {rank} of {size} is gone: {message}")]
+    #[error("replica {rank} of {size} is gone{}: {message}", after_step(.saved))]
     Replica {
         /// Which one, counted from 0.
         rank: usize,
@@ -135,6 +143,8 @@ pub enum Error {
         size: usize,
         /// Why, as far as it is known.
         message: String,
+        /// Step of the newest checkpoint, where the run had begun to train.
+        saved: Option<u64>,
     },
     /// The user or the system asked the process to stop; the run was saved and can be resumed.
     #[error("interrupted by signal {signal} at step {step}")]
@@ -156,12 +166,17 @@ impl Error {
         Self::Config { diagnostics: diagnostics.collect() }
     }
 
-    /// The same with the step that the run can go on from, where it stopped because it could not be
-    /// saved or panicked.
+    /// The same with the step that the run can go on from, where something failed while it trained.
     #[must_use]
     pub(crate) fn after(mut self, step: Option<u64>) -> Self {
-        if let Self::Save { saved, .. } | Self::Panic { saved, .. } = &mut self {
-            *saved = step;
+        match &mut self {
+            Self::Save { saved, .. }
+            | Self::Panic { saved, .. }
+            | Self::NonFinite { saved, .. }
+            | Self::Replica { saved, .. } => *saved = step,
+            // Most of them have nothing to do with a run.
+            Self::Device { message, .. } => message.push_str(&after_step(&step)),
+            _ => {}
         }
         self
     }
@@ -202,6 +217,9 @@ impl Error {
             Self::ResumeMismatch { .. } => {
                 Some("start a new run directory, or restore the value".into())
             }
+            Self::Panic { saved: None, .. } => Some(
+                "test the devices with `ssm doctor`: most panics come from one that fails".into(),
+            ),
             Self::Interrupted { .. } | Self::Replica { .. } | Self::Panic { .. } => {
                 Some("continue with `--resume`".into())
             }
@@ -246,6 +264,22 @@ impl Error {
         }
         text
     }
+}
+
+/// What `work` returns, or its panic as an error: Burn panics where a device fails.
+///
+/// # Errors
+/// That of `work`, and [`Error::Panic`].
+pub fn caught<R>(what: &'static str, work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::Panic { what, message: text_of(&*panic), saved: None }))
+}
+
+/// What a panic said, on one line.
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no reason given").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Diagnostics one below the other. The first comes without its `error: `, which the caller writes
@@ -301,6 +335,55 @@ mod tests {
              hint: wait for the other process, or choose another `run.name`"
         );
         assert_eq!(error.exit_code(), 1);
+    }
+
+    #[test]
+    fn a_panic_is_an_error_like_others() {
+        let error = caught("the command", || -> Result<(), _> { panic!("out of\n  memory") });
+        let error = error.unwrap_err();
+        assert_eq!(
+            error.report(),
+            "error: the command panicked: out of memory\n\
+             hint: test the devices with `ssm doctor`: most panics come from one that fails"
+        );
+        assert_eq!(error.exit_code(), 1);
+        assert_eq!(
+            error.after(Some(7)).report(),
+            "error: the command panicked (step 7 is saved): out of memory\n\
+             hint: continue with `--resume`"
+        );
+    }
+
+    #[test]
+    fn what_fails_in_training_names_the_step_that_is_saved() {
+        let device = Error::Device {
+            device: "cuda".into(),
+            message: "failed at step 9: out of memory".into(),
+            hint: None,
+        };
+        let replica = Error::Replica { rank: 1, size: 2, message: "lost".into(), saved: None };
+        let what = "the loss NaN".to_owned();
+        let loss = Error::NonFinite { step: 9, what, hint: None, saved: None };
+        for (error, before, after) in [
+            (
+                device,
+                "device `cuda`: failed at step 9: out of memory",
+                "device `cuda`: failed at step 9: out of memory (step 7 is saved)",
+            ),
+            (
+                replica,
+                "replica 1 of 2 is gone: lost",
+                "replica 1 of 2 is gone (step 7 is saved): lost",
+            ),
+            (
+                loss,
+                "the loss NaN is not finite at step 9",
+                "the loss NaN is not finite at step 9 (step 7 is saved)",
+            ),
+        ] {
+            assert_eq!(error.to_string(), before);
+            assert_eq!(error.after(Some(7)).to_string(), after);
+        }
     }
 
     #[test]

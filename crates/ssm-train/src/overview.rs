@@ -94,6 +94,9 @@ impl Overview {
         let result = RunResult::load(&path.join(run_dir::RESULT));
         let info = run_dir::info(path).ok();
         let sessions = info.map(|info| info.sessions).unwrap_or_default();
+        let known = saved.into_iter().chain(logged).chain(result.iter().map(|r| r.steps)).max();
+        // One that has begun and logged nothing yet is listed; a configuration alone is no run.
+        let step = known.or((!sessions.is_empty()).then_some(0))?;
         let status = match (run_dir::holder(path), &result, saved) {
             (Holder::Process(pid), ..) => Status::Running(pid),
             (Holder::Nobody, Some(_), _) => Status::Done,
@@ -105,7 +108,7 @@ impl Overview {
             name: path.strip_prefix(dir).unwrap_or(path).display().to_string(),
             task,
             status,
-            step: saved.into_iter().chain(logged).chain(result.iter().map(|r| r.steps)).max()?,
+            step,
             best: best.and_then(|best| Some((metric_of(&rows, best)?, best))),
             result,
             started: sessions.first().map(|first| first.started.clone()).unwrap_or_default(),
@@ -176,7 +179,8 @@ pub fn compare(paths: &[PathBuf]) -> Result<(String, Vec<Table>), Error> {
     let mut configs = Vec::new();
     for (path, name) in paths.iter().zip(&names) {
         configs.push(run_dir::config_text(path)?);
-        let run = Overview::of(path, path).ok_or_else(|| Error::Usage {
+        let run = Overview::of(path, path).filter(|run| run.step > 0);
+        let run = run.ok_or_else(|| Error::Usage {
             message: format!("the run `{}` has not logged anything yet", path.display()),
             hint: Some("compare runs that have trained for a while".into()),
         })?;

@@ -20,6 +20,7 @@ const LOCK: &str = "lock";
 const RUN: &str = "run.json";
 pub(crate) const METRICS: &str = "metrics.jsonl";
 pub(crate) const RESULT: &str = "result.json";
+pub(crate) const REPORT: &str = "report.html";
 
 /// How long a lock may be another's before it is that of a run: [`holder`] takes it for an instant,
 /// and the number in the file is then that of a process long gone.
@@ -178,7 +179,7 @@ impl RunDir {
     /// Its `report.html`.
     #[must_use]
     pub fn report(&self) -> PathBuf {
-        self.path.join("report.html")
+        self.path.join(REPORT)
     }
 
     /// Its `result.json`.

@@ -152,3 +152,33 @@ impl ModuleVisitor for Expected {
         self.add(BOOL, &param.lazy_shape());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn_pack::Writer;
+
+    use super::*;
+
+    /// A file with one tensor of zeros.
+    fn file(name: &str, shape: [usize; 2], id: u64) -> Bytes {
+        let zeros = Bytes::from_bytes_vec(vec![0; 4 * shape[0] * shape[1]]);
+        let tensor = burn_pack::Tensor::new(name.into(), DType::F32, shape, Some(id), zeros);
+        Writer::new(vec![tensor]).into_bytes().unwrap()
+    }
+
+    #[test]
+    fn state_of_another_optimizer_is_refused_by_name() {
+        let model = file("out.weight", [2, 3], 7);
+        let refused =
+            |name: &str, shape: [usize; 2], id: u64| fits_optimizer(&file(name, shape, id), &model);
+        assert_eq!(refused("7.moment_1", [2, 3], 7), Ok(()));
+        for (name, shape, id, message) in [
+            ("9.moment_1", [2, 3], 9, "`9.moment_1` belongs to no parameter of `model.bpk`"),
+            ("moment_1", [2, 3], 7, "`moment_1` belongs to no parameter of `model.bpk`"),
+            ("7.moment_1", [3, 2], 7, "`7.moment_1`: expected f32 [2, 3], got f32 [3, 2]"),
+            ("7.moment_1", [2, 3], 8, "`7.moment_1` belongs to another parameter"),
+        ] {
+            assert_eq!(refused(name, shape, id), Err(message.to_owned()));
+        }
+    }
+}

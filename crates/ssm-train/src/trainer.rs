@@ -15,8 +15,6 @@ mod start;
 mod threads;
 
 use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     rc::Rc,
     time::{Duration, Instant},
@@ -30,7 +28,7 @@ use crate::{
     collective::{Alone, Collective, Order},
     conclusion::{Summary, conclude},
     config::Config,
-    error::Error,
+    error::{Error, caught},
     gradients::Gradient,
     interrupt::Interrupt,
     logging::{EvaluationRow, MetricsLog, TrainRow},
@@ -130,7 +128,8 @@ fn lead_to_end<T: Task>(
     collective: Rc<dyn Collective>,
 ) -> Result<Summary, Error> {
     let interrupt = Interrupt::listen()?;
-    let (mut trainer, run, model) = Trainer::<T>::start(config, options, collective)?;
+    let (mut trainer, run, model) =
+        caught("the start", || Trainer::<T>::start(config, options, collective))?;
     if trainer.is_over() {
         tracing::info!("nothing to train: {}", trainer.why_over());
     }
@@ -150,19 +149,6 @@ fn lead_to_end<T: Task>(
         conclude(config, &run, &task, &model.valid(), &plan, &position)
     })
     .map_err(|error| error.after(Some(position.step)))
-}
-
-/// What `work` returns, or its panic as an error: Burn panics where a device fails.
-fn caught<R>(what: &'static str, work: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(Error::Panic { what, message: text_of(&*panic), saved: None }))
-}
-
-/// What a panic said, on one line.
-fn text_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no reason given").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Everything of a run in progress but the model, which the optimiser consumes at every step.

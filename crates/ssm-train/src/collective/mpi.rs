@@ -202,6 +202,7 @@ impl Talk<'_> {
             rank: *rank,
             size: *size,
             message: message.clone(),
+            saved: None,
         };
         if let Some(gone) = &*gone.borrow() {
             return Err(error(gone));

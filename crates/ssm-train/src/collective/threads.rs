@@ -37,7 +37,7 @@ impl Room {
     /// Who is gone, as an error for the others.
     pub(crate) fn gone(&self, size: usize) -> Option<Error> {
         let gone = lock(&self.table).gone.clone();
-        gone.map(|(rank, message)| Error::Replica { rank, size, message })
+        gone.map(|(rank, message)| Error::Replica { rank, size, message, saved: None })
     }
 }
 
@@ -85,6 +85,7 @@ impl Threads {
                     rank: *rank,
                     size: self.size,
                     message: reason.clone(),
+                    saved: None,
                 });
             }
             table = self.room.changed.wait(table).unwrap_or_else(PoisonError::into_inner);

@@ -163,7 +163,7 @@ impl Gradient {
         };
         let hint =
             "resume from the last checkpoint with a lower learning rate or `train.clip_norm`";
-        Err(Error::NonFinite { step, what, hint: Some(hint.into()) })
+        Err(Error::NonFinite { step, what, hint: Some(hint.into()), saved: None })
     }
 }
 

@@ -3,14 +3,16 @@
 use std::{
     collections::VecDeque,
     io::{self, Stderr, Write},
+    panic::PanicHookInfo,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use ratatui::{
     Frame, Terminal,
     crossterm::{
-        event::{self, Event, KeyCode, KeyModifiers},
+        event::{self, Event, KeyCode},
         execute,
         terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
     },
@@ -21,7 +23,12 @@ use ratatui::{
     text::{Line, Text},
     widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph},
 };
-use signal_hook::{consts::SIGINT, low_level};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    iterator::{Handle, Signals},
+    low_level,
+};
 
 use super::StepNumbers;
 use crate::{machine, report::thin};
@@ -81,12 +88,54 @@ impl Write for Screen {
     }
 }
 
-/// A dashboard on standard error; the terminal is given back when it is dropped.
+/// A dashboard on standard error; the terminal is given back when it is dropped, and before that at
+/// the first signal: the second one ends the process, which then can give nothing back.
 pub(super) struct Dashboard {
     terminal: Terminal<CrosstermBackend<Stderr>>,
-    screen: Screen,
+    lent: Lent,
+    watch: (Handle, Option<JoinHandle<()>>),
+    before: Arc<Hook>,
     drawn: Instant,
     state: State,
+}
+
+type Hook = dyn Fn(&PanicHookInfo<'_>) + Send + Sync;
+
+/// The terminal, as long as it is the dashboard's. Clones share the same one.
+#[derive(Clone)]
+struct Lent {
+    is_ours: Arc<Mutex<bool>>,
+    screen: Screen,
+}
+
+impl Lent {
+    fn take(screen: Screen) -> io::Result<Self> {
+        enable_raw_mode()?;
+        keep_interrupts()?;
+        execute!(io::stderr(), EnterAlternateScreen)?;
+        screen.open();
+        Ok(Self { is_ours: Arc::new(Mutex::new(true)), screen })
+    }
+
+    /// The lock is held while something is drawn.
+    fn is_ours(&self) -> MutexGuard<'_, bool> {
+        self.is_ours.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether it was still to be given back.
+    fn give_back(&self) -> bool {
+        let mut is_ours = self.is_ours();
+        if !std::mem::take(&mut *is_ours) {
+            return false;
+        }
+        let _ = give_back();
+        let lines = self.screen.take();
+        self.screen.close();
+        for line in lines {
+            let _ = writeln!(io::stderr(), "{line}");
+        }
+        true
+    }
 }
 
 /// What the dashboard shows.
@@ -107,8 +156,6 @@ struct State {
     rates: Vec<(f64, f64)>,
     memory: Option<u64>,
     messages: VecDeque<String>,
-    /// Whether the user asked the run to stop.
-    stopping: bool,
 }
 
 impl Dashboard {
@@ -118,22 +165,36 @@ impl Dashboard {
         from_step: u64,
         screen: Screen,
     ) -> io::Result<Self> {
-        enable_raw_mode()?;
-        execute!(io::stderr(), EnterAlternateScreen)?;
+        let lent = Lent::take(screen).inspect_err(|_| _ = give_back())?;
+        Self::draw_on(lent.clone(), State::new(name, total_steps, from_step))
+            .inspect_err(|_| _ = lent.give_back())
+    }
+
+    fn draw_on(lent: Lent, state: State) -> io::Result<Self> {
         let mut terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
         // Not every terminal has a second screen, and an empty one.
         terminal.clear()?;
-        screen.open();
+        let mut signals = Signals::new([SIGINT, SIGTERM])?;
+        let handle = signals.handle();
+        let watched = lent.clone();
+        let watch = std::thread::Builder::new().name("dashboard".to_owned()).spawn(move || {
+            for _ in &mut signals {
+                if watched.give_back() {
+                    let said = "stopping: the step is finished and saved; Ctrl-C ends at once";
+                    let _ = writeln!(io::stderr(), "{said}");
+                }
+            }
+        })?;
         // A panic is to be read on the terminal as it was before.
-        let before = std::panic::take_hook();
+        let before: Arc<Hook> = Arc::from(std::panic::take_hook());
+        let next = before.clone();
         std::panic::set_hook(Box::new(move |panic| {
             let _ = give_back();
-            before(panic);
+            next(panic);
         }));
-        let state = State::new(name, total_steps, from_step);
         // Drawn as soon as there is something to show.
         let drawn = Instant::now().checked_sub(PAUSE).unwrap_or_else(Instant::now);
-        Ok(Self { terminal, screen, drawn, state })
+        Ok(Self { terminal, lent, watch: (handle, Some(watch)), before, drawn, state })
     }
 
     pub(super) fn step(&mut self, numbers: &StepNumbers, memory: impl FnOnce() -> Option<u64>) {
@@ -144,15 +205,13 @@ impl Dashboard {
         self.state.rate(self.drawn.elapsed());
         self.state.memory = memory();
         self.draw();
-        // Raw mode takes the meaning away from Ctrl-C; the run hears of it as of the signal.
-        while event::poll(Duration::ZERO).unwrap_or(false) {
-            if let Ok(Event::Key(key)) = event::read() {
-                let interrupts =
-                    key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-                if interrupts || key.code == KeyCode::Char('q') {
-                    self.state.stopping = true;
-                    let _ = low_level::raise(SIGINT);
-                }
+        // Once the terminal is given back, keys are the shell's.
+        while *self.lent.is_ours() && event::poll(Duration::ZERO).unwrap_or(false) {
+            if let Ok(Event::Key(key)) = event::read()
+                && key.code == KeyCode::Char('q')
+            {
+                let _ = low_level::raise(SIGINT);
+                break;
             }
         }
     }
@@ -171,25 +230,57 @@ impl Dashboard {
     }
 
     fn draw(&mut self) {
-        for line in self.screen.take() {
+        for line in self.lent.screen.take() {
             self.state.message(line);
         }
         self.drawn = Instant::now();
+        let is_ours = self.lent.is_ours();
+        if !*is_ours {
+            drop(is_ours);
+            return self.say_messages();
+        }
         // A terminal that is gone takes no picture; the run does not need one.
         let _ = self.terminal.draw(|frame| self.state.draw(frame));
+    }
+
+    /// What was said while the dashboard was open is not lost with it.
+    fn say_messages(&mut self) {
+        for message in self.state.messages.drain(..) {
+            let _ = writeln!(io::stderr(), "{message}");
+        }
     }
 }
 
 impl Drop for Dashboard {
     fn drop(&mut self) {
-        let _ = give_back();
-        self.screen.close();
-        // What was said while the dashboard was open is not lost with it.
-        for message in &self.state.messages {
-            let _ = writeln!(io::stderr(), "{message}");
+        for line in self.lent.screen.take() {
+            self.state.message(line);
+        }
+        self.lent.give_back();
+        self.say_messages();
+        self.watch.0.close();
+        let _ = self.watch.1.take().map(JoinHandle::join);
+        // While it panics itself, a thread cannot change what panics do.
+        if !std::thread::panicking() {
+            let before = self.before.clone();
+            std::panic::set_hook(Box::new(move |panic| before(panic)));
         }
     }
 }
+
+/// Raw mode takes the meaning away from all keys; Ctrl-C gets it back, as a step may take long, and
+/// keys are looked at after each.
+fn keep_interrupts() -> io::Result<()> {
+    let mut modes = tcgetattr(io::stderr())?;
+    modes.local_modes |= LocalModes::ISIG;
+    for other in [SpecialCodeIndex::VQUIT, SpecialCodeIndex::VSUSP] {
+        modes.special_codes[other] = NO_KEY;
+    }
+    Ok(tcsetattr(io::stderr(), OptionalActions::Now, &modes)?)
+}
+
+/// What POSIX calls `_POSIX_VDISABLE`.
+const NO_KEY: u8 = if cfg!(target_os = "linux") { 0 } else { 0xff };
 
 fn give_back() -> io::Result<()> {
     disable_raw_mode()?;
@@ -212,7 +303,6 @@ impl State {
             rates: Vec::new(),
             memory: None,
             messages: VecDeque::new(),
-            stopping: false,
         }
     }
 
@@ -285,11 +375,7 @@ impl State {
             Paragraph::new(Text::from_iter(shown)).block(Block::bordered().title("messages")),
             messages,
         );
-        let hint = if self.stopping {
-            "stopping: the step is finished and saved"
-        } else {
-            "q or Ctrl-C: save and stop"
-        };
+        let hint = "q or Ctrl-C: save and stop";
         frame.render_widget(Paragraph::new(hint).style(Style::new().dim()), keys);
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use super::{TrainOptions, follow, lead};
 use crate::{
+    checkpoint::Checkpoints,
     collective::{Collective, Room, Threads},
     conclusion::Summary,
     config::{Config, Issue},
@@ -74,7 +75,11 @@ pub(super) fn train<T: Task>(
     // Should one not have started the others were told.
     let leader = started?;
     if let Err(gone) = waited {
-        return if leader.is_finished() { joined(leader) } else { Err(gone) };
+        if leader.is_finished() {
+            return joined(leader);
+        }
+        let steps = Checkpoints::of_run(&config.run.path()).steps();
+        return Err(gone.after(steps.unwrap_or_default().pop()));
     }
     let led = joined(leader);
     for (rank, follower) in (1..).zip(followers) {

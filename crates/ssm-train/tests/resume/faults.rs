@@ -285,6 +285,19 @@ fn a_signal_in_any_phase_of_a_step_saves_the_step() {
         run(&config, true, &[]).unwrap();
         assert_eq!(trace(&config), trace(&self::config(whole.path(), "x")), "{fault}");
     }
+    // Read ahead of the step that needs it: while the one before it goes on, or has just ended.
+    let dir = tempfile::tempdir().unwrap();
+    let status = with_fault(dir.path(), "ahead=1 signal=4");
+    assert_eq!(status.code(), Some(128 + SIGTERM), "{status}");
+    let config = config(dir.path(), "x");
+    let step = *checkpoints(&config).steps().unwrap().last().unwrap();
+    assert!((4..=5).contains(&step), "step {step}");
+    let report =
+        format!("error: interrupted by signal 15 at step {step}\nhint: continue with `--resume`");
+    assert_eq!(said(dir.path()), report);
+    run(&config, true, &["ahead=1"]).unwrap();
+    assert_eq!(trace(&config), trace(&self::config(whole.path(), "x")));
+
     let dir = tempfile::tempdir().unwrap();
     let status = with_fault(dir.path(), "two_signals=4");
     assert_eq!(status.signal(), Some(SIGTERM), "the second signal does not wait");
@@ -306,24 +319,30 @@ fn with_fault(dir: &Path, fault: &str) -> ExitStatus {
 fn child_with_a_fault() {
     let Some(dir) = std::env::var_os(CHILD) else { return };
     let fault = std::env::var("FAULT").unwrap();
-    let error = run(&config(dir.as_ref(), "x"), false, &[&fault]).unwrap_err();
+    let faults: Vec<&str> = fault.split(' ').collect();
+    let error = run(&config(dir.as_ref(), "x"), false, &faults).unwrap_err();
     toy::put(&PathBuf::from(&dir).join("error"), error.report().as_bytes()).unwrap();
     std::process::exit(error.exit_code().into());
 }
 
+/// On the thread that trains, and on the one that reads ahead of it.
 #[test]
 fn a_worker_that_panics_ends_the_run_and_does_not_hang_it() {
     let dir = tempfile::tempdir().unwrap();
-    let [whole, cut] = ["whole", "x"].map(|name| config(dir.path(), name));
+    let whole = config(dir.path(), "whole");
     run(&whole, false, &[]).unwrap();
-    let error = run(&cut, false, &["panic=8"]).unwrap_err();
-    let start = "error: training panicked (step 7 is saved): called `Result::unwrap()` on an `Err`";
-    assert!(error.report().starts_with(start), "{}", error.report());
-    assert_eq!(error.exit_code(), 1);
-    assert_eq!(checkpoints(&cut).steps().unwrap().last(), Some(&7));
-    // Nothing is locked any more.
-    run(&cut, true, &[]).unwrap();
-    assert_eq!(trace(&cut), trace(&whole));
+    for faults in [&["panic=8"][..], &["ahead=1", "panic=8"]] {
+        let cut = config(dir.path(), &format!("cut_{}", faults.len()));
+        let error = run(&cut, false, faults).unwrap_err();
+        let start =
+            "error: training panicked (step 7 is saved): called `Result::unwrap()` on an `Err`";
+        assert!(error.report().starts_with(start), "{}", error.report());
+        assert_eq!(error.exit_code(), 1);
+        assert_eq!(checkpoints(&cut).steps().unwrap().last(), Some(&7));
+        // Nothing is locked any more.
+        run(&cut, true, &[]).unwrap();
+        assert_eq!(trace(&cut), trace(&whole), "{faults:?}");
+    }
 }
 
 /// Where a device fails Burn panics: in a step, in an evaluation, and when the test split is scored. What
@@ -358,6 +377,21 @@ fn a_panic_of_burn_ends_the_run_where_it_can_go_on() {
         run(&cut, true, &[]).unwrap();
         assert_eq!(trace(&cut), trace(&whole), "{fault}");
     }
+}
+
+#[test]
+fn a_panic_at_the_start_is_an_error_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let [whole, cut] = ["whole", "x"].map(|name| config(dir.path(), name));
+    run(&whole, false, &[]).unwrap();
+    run(&cut, false, &["fail=8"]).unwrap_err();
+    let error = run(&cut, true, &["device_at_start=0"]).unwrap_err();
+    let start = "error: the start panicked: === Tensor Operation Error === Operation: 'Matmul'";
+    assert!(error.report().starts_with(start), "{}", error.report());
+    assert_eq!(error.exit_code(), 1);
+    // Nothing is locked any more.
+    run(&cut, true, &[]).unwrap();
+    assert_eq!(trace(&cut), trace(&whole));
 }
 
 #[test]

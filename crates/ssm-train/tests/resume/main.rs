@@ -298,7 +298,10 @@ fn a_loss_that_is_not_finite_never_reaches_the_weights() {
     let [whole, cut] = ["whole", "cut"].map(|name| config(dir.path(), name, &[]));
     run(&whole, false, &[]).unwrap();
     let error = run(&cut, false, &["nan=16"]).unwrap_err();
-    assert_eq!(error.to_string(), "the loss NaN (gradient norm NaN) is not finite at step 16");
+    assert_eq!(
+        error.to_string(),
+        "the loss NaN (gradient norm NaN) is not finite at step 16 (step 14 is saved)"
+    );
     assert!(matches!(error, Error::NonFinite { step: 16, .. }));
     assert_eq!(checkpoints(&cut).steps().unwrap(), [7, 14]);
     run(&cut, true, &[]).unwrap();

@@ -95,7 +95,10 @@ fn a_replica_that_is_gone_stops_the_others() {
         let error = run(&cut, false, &[fault]).unwrap_err();
         assert_eq!(
             error.report(),
-            format!("error: replica 1 of 2 is gone: {message}\nhint: continue with `--resume`")
+            format!(
+                "error: replica 1 of 2 is gone (step 2 is saved): {message}\n\
+                 hint: continue with `--resume`"
+            )
         );
         assert_eq!(error.exit_code(), 1);
         assert_eq!(checkpoints(&cut).steps().unwrap().last(), Some(&2));

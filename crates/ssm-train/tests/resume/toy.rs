@@ -208,6 +208,9 @@ impl Task for Toy {
         if task.rows.faults.contains_key("signal_at_start") {
             signal_hook::low_level::raise(signal_hook::consts::SIGTERM).unwrap();
         }
+        if task.rows.faults.contains_key("device_at_start") {
+            fail(device);
+        }
         Ok((task, network))
     }
 
