@@ -12,6 +12,7 @@ use std::{
 use ratatui::{
     Frame, Terminal,
     crossterm::{
+        cursor::Show,
         event::{self, Event, KeyCode},
         execute,
         terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
@@ -284,7 +285,7 @@ const NO_KEY: u8 = if cfg!(target_os = "linux") { 0 } else { 0xff };
 
 fn give_back() -> io::Result<()> {
     disable_raw_mode()?;
-    execute!(io::stderr(), LeaveAlternateScreen)
+    execute!(io::stderr(), LeaveAlternateScreen, Show)
 }
 
 impl State {
