@@ -62,6 +62,21 @@ declare -A variants=(
     [slower_long]="$long $mixer.dt_min=1e-8 $mixer.dt_init_floor=1e-8"
     [slower_long_1]="$long $mixer.dt_min=1e-8 $mixer.dt_init_floor=1e-8 run.seed=1"
     [slower_paper]="$adam $mixer.dt_min=1e-8 $mixer.dt_init_floor=1e-8"
+    # The third round said: what is learned last is which channels hold for long. A larger rank of the projection of the
+    # step size, and a higher rate, move step sizes faster.
+    [rank_16]="$long $mixer.dt_rank=16"
+    [rank_64]="$long $mixer.dt_rank=64"
+    [rank_64_1]="$long $mixer.dt_rank=64 run.seed=1"
+    [rank_128]="$long $mixer.dt_rank=128"
+    [rank_64_slow]="$long $mixer.dt_rank=64 $mixer.dt_min=1e-6 $mixer.dt_init_floor=1e-6"
+    [rank_64_fast]="$long $mixer.dt_rank=64 optim.adamw.lr=2e-3"
+    [fast_long]="$long optim.adamw.lr=2e-3"
+    [fast_long_1]="$long optim.adamw.lr=2e-3 run.seed=1"
+    [faster_long]="$long optim.adamw.lr=4e-3"
+    [fast_slow]="$long optim.adamw.lr=2e-3 $mixer.dt_min=1e-6 $mixer.dt_init_floor=1e-6"
+    [fast_batch]="$long optim.adamw.lr=2e-3 train.batch_size=32"
+    [state_4]="$long $mixer.d_state=4"
+    [state_64]="$long $mixer.d_state=64"
     [low_long]="$long $mixer.dt_min=1e-8 $mixer.dt_init_floor=1e-8 $mixer.dt_max=1e-3"
 )
 names=${*:-slow_long slower_long slower_long_1 slower_paper}

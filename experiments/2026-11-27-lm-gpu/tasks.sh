@@ -4,8 +4,8 @@
 #   OUT=DIR tasks.sh SSM [copying] [mqar] [selection] [passkey]
 # OUT gets summary.txt (also printed), results.tar.gz and, while it runs, runs/. No data is needed; python3 makes the
 # tables. Where a step is short, two cores take it as fast as the launches of a GPU allow, and many runs on one GPU wait for
-# each other: only COPY with its large states goes to the GPUs. With two of them and 14 more cores eight minutes. Where
-# there is no GPU everything runs on the cores.
+# each other: only COPY and recall with their batches of 8,192 tokens go to the GPUs. Where there is no GPU everything
+# runs on the cores.
 # Settings, each from the environment:
 #   DEVICES     GPUs, as in "cuda:0 cuda:1"; default: those that nvidia-smi lists
 #   PER_DEVICE  runs at a time on each GPU, 3
@@ -13,6 +13,7 @@
 #   JOBS        runs at a time on the CPU; default: what cores are left by the GPUs
 #   SECS        time of a run in seconds; it is then cut, and scored with the best weights so far, 420
 #   TOTAL       time of all of them: a run that starts late is cut sooner, or left out, 500
+#   SEEDS       of COPY, 0 1
 #   STEPS       steps of every run instead of its own number, to try the script
 set -euo pipefail
 ssm=$(realpath "$1")
@@ -20,7 +21,7 @@ shift
 groups=${*:-copying mqar selection passkey}
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-: "${OUT:?a directory for results}" "${PER_DEVICE:=3}" "${THREADS:=2}" "${SECS:=420}" "${TOTAL:=500}" "${STEPS:=}"
+: "${OUT:?a directory for results}" "${PER_DEVICE:=3}" "${THREADS:=2}" "${SECS:=420}" "${TOTAL:=500}" "${SEEDS:=0 1}" "${STEPS:=}"
 if [ -z "${DEVICES+x}" ]; then
     DEVICES=$(nvidia-smi --list-gpus 2> /dev/null | awk '{ printf "cuda:%d ", NR - 1 }') || DEVICES=
 fi
@@ -78,7 +79,7 @@ export -f run
 copying() {
     tests='data.copying.test_lens=[1,2,3,4,6,8,10,12,16,20,24,32,40,48,56,64]'
     common="$tests data.copying.lengths=inverse train.steps=12000 train.batch_size=64 train.eval_every_steps=2000"
-    for seed in 0 1; do
+    for seed in $SEEDS; do
         for n in 128 64 32 16 8; do
             gpu "copying_${n}_$seed" copying_mamba $common model.mixer.mamba.d_state=$n optim.adamw.lr=3e-3 run.seed=$seed
         done
@@ -89,7 +90,8 @@ copying() {
 mqar() {
     for d in 64 32 16; do
         for n in 32 8 2; do
-            cpu "mqar_${d}_$n" mqar_mamba train.steps=10000 train.batch_size=64 train.eval_every_steps=2000 \
+            gpu "mqar_${d}_$n" mqar_mamba train.steps=12000 train.batch_size=64 train.eval_every_steps=2000 \
+                data.mqar.seq_len=128 data.mqar.n_pairs=16 data.mqar.n_vocab=256 \
                 model.d_model=$d model.mixer.mamba.d_state=$n
         done
     done
