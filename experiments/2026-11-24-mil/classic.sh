@@ -2,7 +2,7 @@
 # The classic sets on many idle cores: one recipe for all sets is chosen by inner validation, then 10-fold
 # cross-validation is repeated five times. Needs python3, no network, no GPU.
 #   SSM_DATA=data OUT=results PHASE=search JOBS=30 sh classic.sh [SSM_BINARY]
-#   SSM_DATA=data OUT=results PHASE=final CHOSEN="srmamba=one layer" JOBS=30 sh classic.sh [SSM_BINARY]
+#   SSM_DATA=data OUT=results PHASE=final CHOSEN="srmamba=one layer;srmamba@musk1=file" JOBS=30 sh classic.sh [SSM_BINARY]
 # The search holds out a fifth of the training bags of a fold and looks at nothing else; the chosen recipe then trains
 # on all of them. Processes have one thread each: operations on bags of ten instances are too small to share. Folds
 # that $WORK holds already are not trained again. $OUT holds tables.txt (printed too) and, of a final phase,
@@ -34,6 +34,7 @@ started, secs, phase = time.time(), float(env["SECS"]), env["PHASE"]
 # that another one in every epoch is more data; a tenth of the default memory fits bags of ten instances.
 cosine = ["schedule.cosine={}", "task.mil.shuffle_instances=true"]
 small = cosine + ["model.mamba_mil.n_layer=1"]
+wide = small + ["model.mamba_mil.d_model=128"]
 branch = "model.mamba_mil.mixer.sr_mamba.branch."
 short = [branch + "dt_min=0.1", branch + "dt_max=1.0"]
 CANDIDATES = {
@@ -43,11 +44,18 @@ CANDIDATES = {
         "cosine, short memory": cosine + short,
         "one layer": small,
         "one layer, short memory": small + short,
-        "one layer, width 128": small + ["model.mamba_mil.d_model=128"],
+        "one layer, width 128": wide,
         "one layer, decay .1": small + ["optim.adam.weight_decay=0.1"],
         "one layer, half the rate": small + ["optim.adam.lr=1e-4"],
         "one layer, 80 epochs": small + ["train.epochs=80"],
         "one layer, dropout .25": small + ["model.mamba_mil.dropout=0.25"],
+        # Added after the first search, of what was best there on some set, and before any of these was run.
+        "one layer, width 128, dropout .25": wide + ["model.mamba_mil.dropout=0.25"],
+        "one layer, width 128, half the rate": wide + ["optim.adam.lr=1e-4"],
+        "one layer, width 128, dropout .25, half the rate":
+            wide + ["model.mamba_mil.dropout=0.25", "optim.adam.lr=1e-4"],
+        "one layer, dropout .25, half the rate": small + ["model.mamba_mil.dropout=0.25", "optim.adam.lr=1e-4"],
+        "cosine, half the rate": cosine + ["optim.adam.lr=1e-4"],
     },
     "abmil": {
         "file": [],
@@ -196,17 +204,20 @@ def search():
             mean[name] = statistics.mean(statistics.mean(one for one, _ in table[data, name]) for data in sets)
             say(f"| {name} | " + " | ".join(cells) + f" | {mean[name]:.4f} |")
         say(f"chosen: {model}={max(names, key=mean.get)}")
+        best = lambda data: max(names, key=lambda name: statistics.mean(one for one, _ in table[data, name]))
+        say("chosen for each set: " + ";".join(f"{model}@{data}={best(data)}" for data in sets))
         say()
 
 
 def final():
-    chosen = {model: next(iter(CANDIDATES[model])) for model in models}
+    chosen = {(model, data): next(iter(CANDIDATES[model])) for model in models for data in sets}
     for choice in filter(None, env["CHOSEN"].split(";")):
-        model, name = choice.split("=")
-        if name.strip() not in CANDIDATES[model.strip()]:
-            raise SystemExit(f"expected one of {list(CANDIDATES[model.strip()])}, got `{name.strip()}`")
-        chosen[model.strip()] = name.strip()
-    jobs = [((data, model, chosen[model], 0.0), fold, until) for repeat in range(n_repeats) for model in models
+        place, name = (part.strip() for part in choice.split("="))
+        model, _, data = place.partition("@")
+        if name not in CANDIDATES[model]:
+            raise SystemExit(f"expected one of {list(CANDIDATES[model])}, got `{name}`")
+        chosen |= {(model, each): name for each in ([data] if data else sets)}
+    jobs = [((data, model, chosen[model, data], 0.0), fold, until) for repeat in range(n_repeats) for model in models
             for data in longest_first for fold in range(repeat * n_folds, (repeat + 1) * n_folds)]
     work_off(jobs)
     say(f"final: {len(jobs)} folds, {time.time() - started:.0f} s, {n_jobs} processes at once; mean of the repeats "
@@ -216,7 +227,7 @@ def final():
     kept = []
     for data in sets:
         for model in models:
-            key = (data, model, chosen[model], 0.0)
+            key = (data, model, chosen[model, data], 0.0)
             repeats = [scores(key, range(r * n_folds, (r + 1) * n_folds)) for r in range(n_repeats)]
             repeats = [repeat for repeat in repeats if repeat]
             cells = []
@@ -224,13 +235,13 @@ def final():
                 error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
                 cells.append(f"{text(statistics.mean(values))} ± {text(error)}")
             pace = f"{statistics.mean(took[key]):.1f}" if took.get(key) else "-"
-            say(f"| {data} | {model} | {chosen[model]} | {len(repeats)} | " + " | ".join(cells or ["—", "—"])
+            say(f"| {data} | {model} | {chosen[model, data]} | {len(repeats)} | " + " | ".join(cells or ["—", "—"])
                 + f" | {pace} |")
             for fold in range(n_folds * n_repeats):
                 if one := result(key, fold):
                     said = [[sample["slide"], sample["class"], sample["probabilities"][1]]
                             for sample in one["details"]["samples"]]
-                    kept.append([data, model, chosen[model], fold, said])
+                    kept.append([data, model, chosen[model, data], fold, said])
     with gzip.open(out / "predictions.json.gz", "wt") as file:
         json.dump(kept, file)
 
