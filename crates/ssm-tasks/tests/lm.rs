@@ -90,6 +90,23 @@ fn prefill_and_steps_equal_the_forward_pass_at_every_split() {
 }
 
 #[test]
+fn the_scale_of_logits_is_exact_in_the_forward_pass_and_in_steps() {
+    let device = Device::flex();
+    let logits = |logit_scale| {
+        let config = MambaLmConfig { logit_scale, ..small() };
+        let model = config.init(10, &mut Init::new(7, &device));
+        let mut state = model.init_state(1).unwrap();
+        let token = Tensor::<1, Int>::from_data(TensorData::new(vec![TEXT[0]], [1]), &device);
+        (values(model.forward(tokens(&TEXT, &device))), values(model.step(token, &mut state)))
+    };
+    let (whole, first) = logits(1.0);
+    let (scaled, first_scaled) = logits(0.125);
+    let eighth = |values: Vec<f32>| values.iter().map(|value| value / 8.0).collect::<Vec<_>>();
+    assert_eq!(scaled, eighth(whole));
+    assert_eq!(first_scaled, eighth(first));
+}
+
+#[test]
 fn padding_at_the_right_changes_no_logit_before_it() {
     let device = Device::flex();
     let model = model(10, &device);

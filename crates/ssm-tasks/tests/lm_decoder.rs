@@ -63,8 +63,17 @@ fn largest(logits: &[f32], n_rows: usize) -> Vec<u32> {
 
 #[test]
 fn a_decoder_writes_what_steps_write() {
+    writes_what_steps_write(MIXER);
+}
+
+#[test]
+fn a_decoder_scales_logits_as_steps_do() {
+    writes_what_steps_write(&format!("logit_scale = 0.25\n{MIXER}"));
+}
+
+fn writes_what_steps_write(options: &str) {
     let device = device();
-    let model = model(MIXER, &device);
+    let model = model(options, &device);
     // Few texts and many, which go through other products.
     for batch in [1, 3, 11] {
         let prompt: Vec<i32> = (0..3 * batch as i32).map(|i| i * i % N_VOCAB as i32).collect();

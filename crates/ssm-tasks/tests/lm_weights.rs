@@ -10,9 +10,10 @@ use burn::{
     module::Module,
     tensor::{Int, Tensor, TensorData, activation::log_softmax},
 };
+use ssm_core::init::Init;
 use ssm_tasks::{
     lm::{
-        model::MambaLm,
+        model::{MambaLm, MambaLmConfig},
         weights::{Format, Imported, Layout, export, import, load, tensors_of},
     },
     mil::features::{Array, safetensors_tensors},
@@ -113,6 +114,26 @@ fn weights_come_back_bit_for_bit_in_every_layout_and_format() {
             assert_eq!(tensors_of(&again.model, Layout::HuggingFace), original);
         }
     }
+}
+
+#[test]
+fn the_scale_of_logits_is_exported_in_the_last_norm() {
+    let device = support::device();
+    let Imported { config, artifacts, .. } = import(&fixture("hf"), None, &device).unwrap();
+    let config = MambaLmConfig { logit_scale: 0.25, ..config };
+    let model = config.init(artifacts.n_vocab, &mut Init::new(7, &device));
+    let dir = tempfile::tempdir().unwrap();
+    let (layout, format) = (Layout::HuggingFace, Format::Safetensors);
+    for (name, bytes) in export(&model, &config, &artifacts, layout, format).unwrap() {
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let again = import(dir.path(), None, &device).unwrap();
+    assert_eq!(again.config.logit_scale, 1.0);
+    let logits = |model: &MambaLm| {
+        let tokens = TensorData::new(vec![3_i32, 1, 4, 1, 5], [1, 5]);
+        model.forward(Tensor::<2, Int>::from_data(tokens, &device)).into_data()
+    };
+    assert_eq!(logits(&again.model), logits(&model));
 }
 
 #[test]

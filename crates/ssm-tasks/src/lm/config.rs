@@ -122,7 +122,7 @@ mod tests {
             texts(
                 "seq_len = 0",
                 "[selective_copying]\nseq_len = 8\nn_tokens = 9\nn_vocab = 3",
-                "d_model = 0\nn_layer = 0\npad_vocab_to = 0\ndropout = 1.0\nmixer.mamba = { d_state = 0 }"
+                "d_model = 0\nn_layer = 0\npad_vocab_to = 0\ndropout = 1.0\nlogit_scale = 0.3\nmixer.mamba = { d_state = 0 }"
             ),
             [
                 "`task.lm.seq_len`: expected 1..=16777216, got `0`",
@@ -132,6 +132,7 @@ mod tests {
                 "`model.n_layer`: expected 1..=1024, got `0`",
                 "`model.pad_vocab_to`: expected 1..=1024, got `0`",
                 "`model.dropout`: expected at least 0 and less than 1, got `1`",
+                "`model.logit_scale`: expected 1, 0.5, 0.25 and so on to 2^-16, got `0.3`",
                 "`model.mixer.mamba.d_state`: expected 1 to 4096, got `0`",
             ]
         );

@@ -36,6 +36,8 @@ struct Live {
     backbone: BackboneDecoder,
     /// `[n_rows, d_model]`
     embedding: Tensor<2>,
+    /// The embedding in the scale of the logits; the same memory where that is 1.
+    head: Tensor<2>,
     chosen: Chosen,
     n_vocab: usize,
 }
@@ -46,7 +48,7 @@ impl Live {
     fn step(&mut self) -> Tensor<2> {
         let x = self.embedding.clone().select(0, self.chosen.newest.clone());
         let stream = self.backbone.step(x.cast(FloatDType::F32));
-        let logits = self.backbone.head(stream, self.embedding.clone());
+        let logits = self.backbone.head(stream, self.head.clone());
         self.chosen = argmax(logits.clone(), self.chosen.clone(), self.n_vocab);
         logits
     }
@@ -79,7 +81,11 @@ impl Decoder {
         };
         let backbone = model.backbone.decoder(state, dtype)?;
         let embedding = copied(model.embedding.weight.val(), dtype);
-        let live = Rc::new(RefCell::new(Live { backbone, embedding, chosen, n_vocab }));
+        let head = match model.logit_scale {
+            1.0 => embedding.clone(),
+            scale => embedding.clone().mul_scalar(scale),
+        };
+        let live = Rc::new(RefCell::new(Live { backbone, embedding, head, chosen, n_vocab }));
         Some(Self { live, graph: None, device, capacity })
     }
 

@@ -36,6 +36,9 @@ pub struct MambaLmConfig {
     /// Share of the embedding, and of what each block adds to it, that training sets to zero, `[0, 1)`.
     /// Default 0 (paper): for small corpora that are read many times.
     pub dropout: f64,
+    /// What logits are multiplied with, a power of two from 2^-16 to 1. Below 1 margins grow more slowly, so
+    /// that sequences that are learned keep a say in what follows. Default 1 (paper).
+    pub logit_scale: f64,
 }
 
 impl Default for MambaLmConfig {
@@ -47,6 +50,7 @@ impl Default for MambaLmConfig {
             mixer: MixerConfig::Mamba(MambaConfig::default()),
             mlp: None,
             dropout: 0.0,
+            logit_scale: 1.0,
         }
     }
 }
@@ -73,6 +77,11 @@ impl MambaLmConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             let expected = "at least 0 and less than 1";
             issues.push(Issue::range("model.dropout", expected, self.dropout));
+        }
+        let scales = (0..=16).map(|n| (-f64::from(n)).exp2());
+        if !scales.into_iter().any(|scale| scale == self.logit_scale) {
+            let expected = "1, 0.5, 0.25 and so on to 2^-16";
+            issues.push(Issue::range("model.logit_scale", expected, self.logit_scale));
         }
         if let Err(error) = self.mixer.validate(self.d_model) {
             // A configuration serialises to a table with one key, the name of the mixer.
@@ -112,11 +121,12 @@ impl MambaLmConfig {
             embedding: Embedding { weight: Param::from_tensor(weight) },
             backbone,
             dropout: self.dropout,
+            logit_scale: self.logit_scale,
         }
     }
 }
 
-/// `embedding -> n_layer x (x + mixer(RMSNorm(x))) -> RMSNorm -> embedding^T`.
+/// `embedding -> n_layer x (x + mixer(RMSNorm(x))) -> RMSNorm -> logit_scale * embedding^T`.
 ///
 /// # Shapes
 /// Tokens `[batch, seq_len]` to logits `[batch, seq_len, n_rows]`.
@@ -130,6 +140,9 @@ pub struct MambaLm {
     /// Share of the embedding that training drops.
     #[module(skip)]
     dropout: f64,
+    /// What hidden states are multiplied with before the head; a power of two, so nothing is rounded.
+    #[module(skip)]
+    pub(super) logit_scale: f64,
 }
 
 impl MambaLm {
@@ -150,10 +163,15 @@ impl MambaLm {
         self.backbone.branches().unwrap_or_else(|| self.embedding.weight.dtype().into())
     }
 
-    /// Normed outputs of the last block from an empty past, `[batch, seq_len, d_model]`.
+    /// Normed outputs of the last block from an empty past, `[batch, seq_len, d_model]`, in the scale of
+    /// the logits.
     #[must_use]
     pub fn hidden(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.backbone.forward(self.embedded(tokens))
+        self.scaled(self.backbone.forward(self.embedded(tokens)))
+    }
+
+    fn scaled<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
+        if self.logit_scale == 1.0 { hidden } else { hidden.mul_scalar(self.logit_scale) }
     }
 
     /// What the first block reads.
@@ -170,7 +188,7 @@ impl MambaLm {
         resets: Option<Tensor<2, Bool>>,
         state: &mut BackboneState,
     ) -> Tensor<3> {
-        self.backbone.prefill(self.embedded(tokens), resets, state)
+        self.scaled(self.backbone.prefill(self.embedded(tokens), resets, state))
     }
 
     /// The states before the first token.
@@ -203,7 +221,7 @@ impl MambaLm {
     #[must_use]
     pub fn step(&self, tokens: Tensor<1, Int>, state: &mut BackboneState) -> Tensor<2> {
         let x = self.embedding.forward(tokens.unsqueeze_dim(1)).squeeze_dim(1);
-        self.head(self.backbone.step(x, state))
+        self.head(self.scaled(self.backbone.step(x, state)))
     }
 
     /// The device that the parameters are on.

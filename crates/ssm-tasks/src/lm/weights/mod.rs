@@ -123,12 +123,16 @@ impl ModuleVisitor for Reading {
     }
 }
 
-/// The weights of a model under the names of a layout.
+/// The weights of a model under the names of a layout, none of which knows a scale of logits: the last
+/// norm has it in its weight.
 #[must_use]
 pub fn tensors_of(model: &MambaLm, layout: Layout) -> BTreeMap<String, Array> {
     let mut reading = Reading { walk: Walk::default(), layout, tensors: BTreeMap::new() };
     model.visit(&mut reading);
     let mut tensors = reading.tensors;
+    if let Some(norm) = tensors.get_mut("backbone.norm_f.weight") {
+        norm.values.iter_mut().for_each(|value| *value *= model.logit_scale as f32);
+    }
     if layout == Layout::StateSpaces {
         let embedding = tensors["backbone.embedding.weight"].clone();
         tensors.insert(HEAD.to_owned(), embedding);
