@@ -1,4 +1,4 @@
-//! What operations say on a device that cannot run them, and which devices run slower kernels.
+//! What operations say on a device that cannot run them, and when slower kernels run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
