@@ -4,22 +4,28 @@
 //! `webgpu`, and a word picks the rows that hold it. A row is timed first and checked afterwards, on the
 //! tensors that were timed: a kernel that does not compile fails on the device's own thread, and the
 //! clock would show a wonderful number. Rows are JSON, one a line; a time is the median of some
-//! batches of runs with one synchronisation each, divided by their number.
+//! batches of runs with one synchronisation each, divided by their number. A row that computes something
+//! else than it should is followed by `PARITY FAILED`, and the exit code is 1 in the end.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its table")]
 
-use std::time::Instant;
+use std::{
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
 
 #[cfg(any(feature = "vulkan", feature = "webgpu"))]
 use burn::tensor::DeviceKind;
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Device, Distribution, FloatDType, Tensor},
+    module::{Module, ModuleVisitor, Param},
+    tensor::{DType, Device, Distribution, FloatDType, Gradients, Tensor},
 };
 use ssm_core::{
     init::Init,
     mixers::{MambaConfig, MixerConfig},
-    nn::BlockConfig,
+    nn::{Block, BlockConfig},
     ops::{
         causal_conv1d::{
             ConvArgs, causal_conv1d,
@@ -82,6 +88,16 @@ fn error(got: &[f64], truth: &[f64]) -> f64 {
     let gap = square(&mut got.iter().zip(truth).map(|(a, b)| a - b));
     let error = gap / square(&mut truth.iter().copied()).max(1e-30);
     if error.is_finite() { error } else { f64::INFINITY }
+}
+
+/// Whether a row so far computed something else than it should.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+fn check(what: &str, error: f64, bound: f64) {
+    if error.is_nan() || error > bound {
+        println!("  PARITY FAILED: {what}: {error:e}, bound {bound:e}");
+        FAILED.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A scan as in a Mamba block, with skip, gate, bias and softplus.
@@ -282,9 +298,7 @@ fn bench_scan(dims: ScanDims, dtype: FloatDType, device: &Device) {
         ("sums", of_grads, bound(dtype)),
         ("a second run", again, 0.0),
     ] {
-        if error.is_nan() || error > bound {
-            println!("  PARITY FAILED: {what} of {dims:?} {dtype:?}: {error:e}, bound {bound:e}");
-        }
+        check(&format!("{what} of {dims:?} {dtype:?}"), error, bound);
     }
 }
 
@@ -349,9 +363,7 @@ fn bench_conv(batch: usize, seq_len: usize, channels: usize, dtype: FloatDType, 
         "{{\"op\":\"causal_conv1d\",\"dtype\":\"{dtype:?}\",\"batch\":{batch},\"seq_len\":{seq_len},\
          \"channels\":{channels},\"fwd_ms\":{fwd:.4},\"fwd_bwd_ms\":{fwd_bwd:.4},\"error\":{error:.1e}}}"
     );
-    if error.is_nan() || error > bound(dtype) {
-        println!("  PARITY FAILED: causal_conv1d {dtype:?}: {error:e}");
-    }
+    check(&format!("causal_conv1d {dtype:?}"), error, bound(dtype));
 }
 
 /// A linear map into parts and its two gradients, which are products with a transposed operand.
@@ -365,7 +377,7 @@ fn bench_linear(rows: usize, d_in: usize, widths: [usize; 3], dtype: FloatDType,
         weight: weight.clone().into_dispatch(),
         bias: Maybe::Absent,
     };
-    let options = |grad_x, grad_weight| LinearOptions { widths, grad_x, grad_weight };
+    let options = |grad_x, grad_weight| LinearOptions { widths, wide: false, grad_x, grad_weight };
     let columns: Vec<(usize, usize)> = options(true, true).columns().collect();
     let grads: Vec<Tensor<2>> = columns
         .iter()
@@ -429,20 +441,59 @@ fn bench_linear(rows: usize, d_in: usize, widths: [usize; 3], dtype: FloatDType,
         errors[1],
         errors[2]
     );
+    // Sums of up to 16,384 products in any order.
+    let bound = if dtype == FloatDType::F32 { 1e-5 } else { 1e-2 };
+    for (what, error) in ["y", "grad_x", "grad_weight"].into_iter().zip(errors) {
+        check(&format!("{what} of linear {rows}x{d_in}, {widths:?} {dtype:?}"), error, bound);
+    }
+}
+
+/// The gradients of all parameters.
+struct Collected<'a> {
+    grads: &'a Gradients,
+    values: Vec<Vec<f64>>,
+}
+
+impl ModuleVisitor for Collected<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.values.push(param.val().grad(self.grads).map_or_else(Vec::new, f64s));
+    }
+}
+
+/// Output of a block, and gradients of its sum with respect to `x` and all parameters.
+fn block_values(block: &Block, x: &Tensor<3>) -> Vec<Vec<f64>> {
+    let x = x.clone().require_grad();
+    let y = block.forward(x.clone());
+    let grads = y.clone().sum().backward();
+    let of_x = x.grad(&grads).expect("a gradient of `x`");
+    let mut collected = Collected { grads: &grads, values: vec![f64s(y.inner()), f64s(of_x)] };
+    block.visit(&mut collected);
+    collected.values
 }
 
 fn bench_block(batch: usize, seq_len: usize, d_model: usize, device: &Device) {
     let tracked = device.clone().autodiff();
-    let block = BlockConfig { mixer: MixerConfig::Mamba(MambaConfig::default()), mlp: None }
-        .init(d_model, &mut Init::new(2, &tracked));
-    let x = uniform([batch, seq_len, d_model], -1.0, 1.0, &tracked);
+    let block = |device: &Device| {
+        BlockConfig { mixer: MixerConfig::Mamba(MambaConfig::default()), mlp: None }
+            .init(d_model, &mut Init::new(2, device))
+    };
+    let processor = Device::flex().autodiff();
+    let given = uniform([batch, seq_len, d_model], -1.0, 1.0, &Device::flex()).into_data();
+    let truth = block_values(&block(&processor), &Tensor::from_data(given.clone(), &processor));
+    let (block, x) = (block(&tracked), Tensor::from_data(given, &tracked));
     let ms = median_ms(device, || {
         block.forward(x.clone()).sum().backward();
     });
+    let got = block_values(&block, &x);
+    assert_eq!(got.len(), truth.len(), "numbers of parameters differ");
+    let errors = got.iter().zip(&truth).map(|(got, truth)| error(got, truth));
+    let error = errors.fold(0.0, f64::max);
     println!(
         "{{\"op\":\"mamba block\",\"batch\":{batch},\"seq_len\":{seq_len},\"d_model\":{d_model},\
-         \"fwd_bwd_ms\":{ms:.4}}}"
+         \"fwd_bwd_ms\":{ms:.4},\"error\":{error:.1e}}}"
     );
+    // Against the processor's f32, through a dozen operations and back.
+    check("the block, or a gradient of it", error, 1e-4);
 }
 
 /// Copy speed, and the cost of one small operation.
@@ -459,7 +510,7 @@ fn bench_limits(device: &Device) {
     println!("{{\"op\":\"small operation\",\"ms\":{ms:.4}}}");
 }
 
-fn main() {
+fn main() -> ExitCode {
     let mut words = std::env::args().skip(1).filter(|word| !word.starts_with("--"));
     let device = match words.next().as_deref() {
         #[cfg(feature = "cuda")]
@@ -474,7 +525,7 @@ fn main() {
             println!(
                 "no device named: `-- cuda`, `-- vulkan` or `-- webgpu`, as far as compiled in"
             );
-            return;
+            return ExitCode::FAILURE;
         }
     };
     let filter = words.next();
@@ -524,4 +575,5 @@ fn main() {
     if wanted("block") {
         bench_block(2, 256, 256, &device);
     }
+    if FAILED.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -9,7 +9,7 @@ use ssm_core::{
     ops::decode::{
         Chosen, Conv, Product, StateStep, add_norm, argmax, conv, copied,
         host::{self, Rows, StateParams},
-        overwritten, product, product_conv, set, state,
+        overwritten, product, product_conv, set, state, state_params,
     },
 };
 
@@ -176,22 +176,28 @@ fn the_recurrence_agrees_with_the_host_and_moves_on() {
             let z = draw.uniform(batch * stride, -2.0, 2.0);
             let projected = draw.uniform(batch * (dt_rank + 2 * d_state), -1.0, 1.0);
             let dt_weight = draw.uniform(d_inner * dt_rank, -0.5, 0.5);
-            let mut dt_bias_d = draw.uniform(d_inner, -4.0, 0.0);
+            let dt_bias = draw.uniform(d_inner, -4.0, 0.0);
             let a_log = draw.uniform(d_inner * d_state, -1.0, 2.0);
-            dt_bias_d.extend(draw.uniform(d_inner, -1.0, 1.0));
+            let d = draw.uniform(d_inner, -1.0, 1.0);
+            let vector = |values: &[f64]| tensor(values, [d_inner], &device);
+            let params = state_params(
+                tensor(&a_log, [d_inner, d_state], &device),
+                vector(&dt_bias),
+                vector(&d),
+            );
+            let of_host = values(&params);
             let before = draw.uniform(batch * d_inner * d_state, -1.0, 1.0);
-            let params =
-                StateParams { dt_weight: &dt_weight, dt_bias_d: &dt_bias_d, a_log: &a_log };
+            let of_host = StateParams { dt_weight: &dt_weight, params: &of_host };
             let mut after = before.clone();
             let rows = |values| Rows { values, stride };
-            let truth = host::state(rows(&u), rows(&z), &projected, params, &mut after, batch);
+            let sizes = [batch, d_inner, d_state];
+            let truth = host::state(rows(&u), rows(&z), &projected, of_host, &mut after, sizes);
             let (y, moved) = state(StateStep {
                 u: tensor(&u, [batch, stride], &device),
                 z: tensor(&z, [batch, stride], &device),
                 projected: tensor(&projected, [batch, dt_rank + 2 * d_state], &device),
                 dt_weight: tensor(&dt_weight, [d_inner, dt_rank], &device),
-                dt_bias_d: tensor(&dt_bias_d, [2, d_inner], &device),
-                a_log: tensor(&a_log, [d_inner, d_state], &device),
+                params,
                 state: in_a_row(&before, [batch, d_inner, d_state], &device),
             });
             let what = format!("{batch} x {d_inner}, rank {dt_rank}, state {d_state} on {name}");

@@ -5,7 +5,7 @@ use burn::{
     nn::Linear,
     tensor::{DType, Device, Tensor},
 };
-use ssm_core::ops::linear::{linear, linear_split};
+use ssm_core::ops::linear::{linear, linear_split, linear_wide};
 
 use crate::support::{Draw, assert_error, devices, exact, half_devices, tensor, values};
 
@@ -227,6 +227,40 @@ fn linear_in_half_precision_agrees_with_f64_products() {
                 }
                 assert!(got == run(), "{what}: a second run has other bits");
             }
+        }
+    }
+}
+
+#[test]
+fn a_wide_product_of_half_precision_is_not_rounded() {
+    for (name, device) in half_devices() {
+        let device = device.autodiff();
+        for (rows, d_in, d_out) in [(7, 5, 3), (70, 48, 152), (300, 16, 64)] {
+            let mut draw = Draw::new(7);
+            let mut half = |m: usize, n: usize| {
+                tensor(&draw.uniform(m * n, -1.0, 1.0), [m, n], &device).cast(DType::BF16)
+            };
+            let (x, weight) = (half(rows, d_in), half(d_in, d_out).require_grad());
+            // The gradient of what is f32 is f32: of bf16 only so that the truth is exact.
+            let grad_y = half(rows, d_out).cast(DType::F32);
+            let x = x.unsqueeze::<3>().require_grad();
+            let y = linear_wide(weight.clone(), x.clone());
+            assert_eq!(y.dtype(), DType::F32, "{name}");
+            let (xs, weights, cotangents) = (values(&x), values(&weight), values(&grad_y));
+            let truth = host_product([rows, d_out, d_in], (&xs, [d_in, 1]), (&weights, [d_out, 1]));
+            let what = format!("{rows}x{d_in} by {d_out} on {name}");
+            assert_error(&what, &values(&y), &truth, 1e-5);
+            let grads = (y * grad_y.unsqueeze::<3>()).sum().backward();
+            let of_x = x.grad(&grads).expect("gradient of x");
+            let of_weight = weight.grad(&grads).expect("gradient of weight");
+            assert_eq!((of_x.dtype(), of_weight.dtype()), (DType::BF16, DType::BF16), "{what}");
+            let sizes = [rows, d_in, d_out];
+            let grad_x = host_product(sizes, (&cotangents, [d_out, 1]), (&weights, [1, d_out]));
+            let sizes = [d_in, d_out, rows];
+            let grad_weight = host_product(sizes, (&xs, [1, d_in]), (&cotangents, [d_out, 1]));
+            // A rounding to bf16 is 1.7e-3.
+            assert_error(&what, &values(&of_x), &grad_x, 5e-3);
+            assert_error(&what, &values(&of_weight), &grad_weight, 5e-3);
         }
     }
 }

@@ -8,6 +8,7 @@ mod layer_norm;
 #[cfg(feature = "cube")]
 mod limits;
 mod linear;
+mod long_scans;
 mod mixer_laws;
 mod order;
 mod pointwise;

@@ -15,16 +15,16 @@ use crate::support::{
 
 /// Which optional arguments a case has.
 #[derive(Clone, Copy, Debug)]
-struct Options {
-    d: bool,
-    z: bool,
-    bias: bool,
-    softplus: bool,
-    initial: bool,
-    resets: bool,
+pub(crate) struct Options {
+    pub(crate) d: bool,
+    pub(crate) z: bool,
+    pub(crate) bias: bool,
+    pub(crate) softplus: bool,
+    pub(crate) initial: bool,
+    pub(crate) resets: bool,
 }
 
-const ALL: Options =
+pub(crate) const ALL: Options =
     Options { d: true, z: true, bias: true, softplus: true, initial: true, resets: true };
 const PLAIN: Options =
     Options { d: false, z: false, bias: false, softplus: false, initial: false, resets: false };
@@ -32,29 +32,35 @@ const MAMBA: Options = Options { initial: false, resets: false, ..ALL };
 
 /// Host values of one case, with random cotangents.
 #[derive(Clone)]
-struct Case {
-    dims: ScanDims,
+pub(crate) struct Case {
+    pub(crate) dims: ScanDims,
     options: Options,
-    u: Vec<f64>,
+    pub(crate) u: Vec<f64>,
     delta: Vec<f64>,
-    a: Vec<f64>,
-    b: Vec<f64>,
-    c: Vec<f64>,
+    pub(crate) a: Vec<f64>,
+    pub(crate) b: Vec<f64>,
+    pub(crate) c: Vec<f64>,
     d: Vec<f64>,
-    z: Vec<f64>,
+    pub(crate) z: Vec<f64>,
     bias: Vec<f64>,
     initial: Vec<f64>,
-    resets: Vec<f64>,
-    grad_y: Vec<f64>,
+    pub(crate) resets: Vec<f64>,
+    pub(crate) grad_y: Vec<f64>,
     grad_final: Vec<f64>,
 }
 
-fn dims(batch: usize, seq_len: usize, d_inner: usize, d_state: usize, n_groups: usize) -> ScanDims {
+pub(crate) fn dims(
+    batch: usize,
+    seq_len: usize,
+    d_inner: usize,
+    d_state: usize,
+    n_groups: usize,
+) -> ScanDims {
     ScanDims { batch, seq_len, d_inner, d_state, n_groups }
 }
 
 impl Case {
-    fn new(dims: ScanDims, options: Options) -> Self {
+    pub(crate) fn new(dims: ScanDims, options: Options) -> Self {
         let ScanDims { batch, seq_len, d_inner, d_state, n_groups } = dims;
         let mut draw = Draw::new((seq_len * 1000 + d_inner * 10 + d_state) as u64);
         let steps = batch * seq_len * d_inner;
@@ -136,7 +142,7 @@ impl Case {
         }
     }
 
-    fn truth(&self) -> Results {
+    pub(crate) fn truth(&self) -> Results {
         let x = self.slices();
         let out = host::forward(self.dims, &x);
         let grads = host::backward(self.dims, &x, &self.grad_y, Some(&self.grad_final));
@@ -144,7 +150,7 @@ impl Case {
     }
 
     /// Outputs and gradients through Burn's autodiff.
-    fn run(&self, device: &Device, scan: fn(ScanArgs) -> ScanOutput) -> Results {
+    pub(crate) fn run(&self, device: &Device, scan: fn(ScanArgs) -> ScanOutput) -> Results {
         let ScanDims { batch, seq_len, d_inner, d_state, .. } = self.dims;
         let device = match device.is_autodiff() {
             true => device.clone(),
@@ -199,7 +205,7 @@ fn leaves(args: ScanArgs) -> ScanArgs {
     }
 }
 
-struct Results {
+pub(crate) struct Results {
     y: Vec<f64>,
     final_state: Vec<f64>,
     grads: ScanGrads<f64>,
@@ -207,7 +213,7 @@ struct Results {
 
 impl Results {
     /// Outputs first, then gradients.
-    fn named(&self) -> [(&'static str, &[f64]); 11] {
+    pub(crate) fn named(&self) -> [(&'static str, &[f64]); 11] {
         let g = &self.grads;
         [
             ("y", &self.y),

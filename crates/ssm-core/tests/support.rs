@@ -38,10 +38,53 @@ fn gpu() -> Option<(&'static str, Device)> {
         // Outside of a browser WebGPU is whatever graphics interface wgpu finds.
         #[cfg(feature = "webgpu")]
         "webgpu" => ("webgpu", Device::wgpu(DeviceKind::DefaultDevice)),
-        #[cfg(feature = "webgpu")]
+        #[cfg(all(feature = "webgpu", feature = "vulkan"))]
         "webgpu:cpu" => ("webgpu", Device::wgpu(DeviceKind::Cpu)),
+        #[cfg(all(feature = "webgpu", not(feature = "vulkan")))]
+        "webgpu:cpu" => ("webgpu", browser()),
         other => panic!("SSM_TEST_DEVICE is `{other}`: this build has no such device"),
     })
+}
+
+/// The processor that plays a graphics card, as a browser would show it: with no more storage buffers a
+/// kernel than every implementation of WebGPU binds.
+#[cfg(all(feature = "webgpu", not(feature = "vulkan")))]
+fn browser() -> Device {
+    use cubecl::{
+        future::block_on,
+        wgpu::{RuntimeOptions, WgpuDeviceKind, WgpuSetup, init_device, wgpu},
+    };
+    use std::sync::LazyLock;
+
+    // A device of its own for every thread would have its own memory and kernels.
+    static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+        let descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        let instance = wgpu::Instance::new(descriptor);
+        let adapters = block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN)).into_iter();
+        let mut played =
+            adapters.filter(|adapter| adapter.get_info().device_type == wgpu::DeviceType::Cpu);
+        let adapter = played.next().expect("a driver that runs kernels on a processor");
+        let mut limits = adapter.limits();
+        limits.max_storage_buffers_per_shader_stage = 8;
+        let request = adapter.request_device(&wgpu::DeviceDescriptor {
+            required_features: adapter
+                .features()
+                .difference(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS),
+            required_limits: limits,
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            // SAFETY: as CubeCL does for the devices that it opens itself.
+            experimental_features: unsafe { wgpu::ExperimentalFeatures::enabled() },
+            ..Default::default()
+        });
+        let (device, queue) = block_on(request).expect("a device");
+        let backend = adapter.get_info().backend;
+        let setup = WgpuSetup { instance, adapter, device, queue, backend };
+        match init_device(setup, RuntimeOptions::default()).kind {
+            WgpuDeviceKind::Existing(id) => Device::wgpu(DeviceKind::Existing(id)),
+            other => panic!("an opened device is {other:?}"),
+        }
+    });
+    DEVICE.clone()
 }
 
 /// Those of [`devices`] that compute in half precision: Burn's ndarray backend has no such types,

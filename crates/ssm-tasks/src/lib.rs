@@ -34,17 +34,6 @@ pub type DataOf<T> = <<T as Task>::Config as TaskConfig>::Data;
 /// Model section of a task.
 pub type ModelOf<T> = <<T as Task>::Config as TaskConfig>::Model;
 
-/// Says once which operations a device computes more slowly than it might: every task does when it is
-/// made.
-pub(crate) fn announce(device: &Device) {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        for line in ssm_core::ops::slow_paths(device) {
-            tracing::info!("{line}");
-        }
-    });
-}
-
 /// What the binary asks of a task beyond training it.
 pub trait TaskEntry: Task {
     /// Published data sets that the task reads.

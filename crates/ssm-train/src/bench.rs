@@ -133,7 +133,7 @@ pub fn cost<T: Task>(
         let gradient = gradient.map_err(|error| failed(error.to_string()))?;
         end(3, &mut lap);
         samples.push(gradient.weight);
-        model = optimizer.step(config.optim.lr(), model, gradient.params);
+        model = optim::step(&mut optimizer, config.optim.lr(), model, gradient.params);
         device.sync().map_err(|error| failed(error.to_string()))?;
         end(4, &mut lap);
         laps.push(lap);

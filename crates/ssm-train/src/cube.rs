@@ -15,6 +15,17 @@ pub(crate) fn rows<const D: usize>(tensor: Tensor<D>) -> Option<CubeTensor> {
     tensor.try_into_primitive::<CubeBackend>().ok().map(into_contiguous)
 }
 
+/// Tensors that every kernel on the device of `tensor` may have: those that the device binds, but for the
+/// one that holds sizes; in most languages kernels get addresses, and a thousand are no limit.
+pub(crate) fn bindings(tensor: &CubeTensor) -> usize {
+    /// What every implementation of WebGPU binds.
+    const FEWEST: usize = 7;
+    match tensor.client.name() {
+        "wgpu<wgsl>" => FEWEST,
+        _ => (tensor.client.properties().hardware.max_bindings as usize).max(FEWEST),
+    }
+}
+
 /// Cubes and their size for `units` independent units; the last cubes may hold superfluous ones.
 pub(crate) fn independent(units: usize) -> (CubeCount, CubeDim) {
     let count = units.div_ceil(UNITS);

@@ -349,6 +349,15 @@ pub(crate) fn test_device() -> Option<Device> {
     Some(open(&name, 0).unwrap())
 }
 
+/// A device for tests that run on any: the processor, unless the binary has no backend for it.
+#[cfg(test)]
+pub(crate) fn any_device() -> Device {
+    match processor() {
+        Some(name) => open(name, 0).unwrap(),
+        None => test_device().expect("`SSM_TEST_DEVICE` names a device"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ use crate::{
     gradients::Gradient,
     interrupt::Interrupt,
     logging::{EvaluationRow, MetricsLog, TrainRow},
-    machine,
+    machine, optim,
     position::Position,
     progress::{Progress, Show, StepNumbers},
     task::{Split, Task, Throughput, Work},
@@ -240,7 +240,7 @@ impl<T: Task> Trainer<'_, T> {
         let lr = self.replica.lr(step);
         let Gradient { params, loss, norm, weight, .. } = gradient;
         let model = in_span!("optimizer", {
-            let model = self.replica.optimizer.step(lr, model, params);
+            let model = optim::step(&mut self.replica.optimizer, lr, model, params);
             self.replica.settled(|| model)
         });
 

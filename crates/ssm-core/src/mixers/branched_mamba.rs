@@ -18,7 +18,7 @@ use crate::{
     init::{Init, a_log_s4d_real, dt_bias},
     ops::{
         causal_conv1d::{ConvArgs, causal_conv1d},
-        linear::{linear, linear_loose, linear_split},
+        linear::{linear, linear_loose, linear_split, linear_wide},
         pointwise::neg_exp,
         recompute::{Segments, recompute, recompute_in_segments, recompute_positions},
         selective_scan::{ScanArgs, ScanOutput, selective_scan},
@@ -389,7 +389,7 @@ impl Branch {
         let [dt, b, c] = linear_split(&self.x_proj, u.clone(), [dt_rank, d_state, d_state]);
         selective_scan(ScanArgs {
             u,
-            delta: linear_loose(self.dt_proj.weight.val(), None, dt),
+            delta: linear_wide(self.dt_proj.weight.val(), dt),
             // In f32 for any dtype of the weights, as in `mamba.rs`.
             a: neg_exp(self.a_log.val().cast(FloatDType::F32)),
             b,

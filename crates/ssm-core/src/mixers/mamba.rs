@@ -19,7 +19,7 @@ use crate::{
     init::{Init, a_log_s4d_real, dt_bias},
     ops::{
         causal_conv1d::{self, ConvArgs, causal_conv1d},
-        linear::{linear, linear_loose, linear_split},
+        linear::{linear, linear_split, linear_wide},
         pointwise::neg_exp,
         selective_scan::{ScanArgs, selective_scan},
     },
@@ -248,7 +248,7 @@ impl Mamba {
         let seen = if self.selective { u.clone() } else { u.ones_like() };
         let [dt, b, c] = linear_split(&self.x_proj, seen, [dt_rank, d_state, d_state]);
         // The bias of `dt_proj` is added inside the scan, before softplus.
-        let delta = linear_loose(self.dt_proj.weight.val(), None, dt); // [batch, seq_len, d_inner]
+        let delta = linear_wide(self.dt_proj.weight.val(), dt); // [batch, seq_len, d_inner], f32
 
         let out = selective_scan(ScanArgs {
             u,

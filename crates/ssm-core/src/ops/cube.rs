@@ -1,8 +1,13 @@
 //! What the launchers of all kernels share: buffers, layouts, and what a device can do.
 
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
 use burn::{
-    backend::{DispatchDevice, cubecl::dtype_to_elem_type},
-    tensor::{DType, Device, Shape},
+    backend::cubecl::dtype_to_elem_type,
+    tensor::{DType, Shape},
 };
 use burn_cubecl::{
     kernel::{self, into_contiguous},
@@ -16,7 +21,7 @@ use cubecl::{
 };
 
 use super::{
-    kernel::{self as kernels, COLUMN_LANES, COLUMN_ROWS, Present, unpack},
+    kernel::{self as kernels, COLUMN_LANES, COLUMN_ROWS, Present, pack, unpack},
     primitive::Maybe,
 };
 
@@ -101,18 +106,37 @@ pub(super) fn is_cuda(client: &Client) -> bool {
 }
 
 /// Panics if the device of `like` lacks one of the types, or binds fewer than `n_buffers` to a kernel.
-pub(super) fn check_device(op: &str, like: &CubeTensor, dtypes: &[DType], n_buffers: usize) {
+pub(super) fn check_device(
+    op: &str,
+    like: &CubeTensor,
+    dtypes: impl IntoIterator<Item = DType>,
+    n_buffers: usize,
+) {
     let properties = like.client.properties();
     let device = &properties.identity.name;
-    for dtype in dtypes.iter().filter(|dtype| **dtype != DType::F32) {
-        let held = properties.supports_type(dtype_to_elem_type(*dtype));
-        assert!(held, "{}", lacks_type(op, device, *dtype));
+    for dtype in dtypes.into_iter().filter(|dtype| *dtype != DType::F32) {
+        let held = properties.supports_type(dtype_to_elem_type(dtype));
+        assert!(held, "{}", lacks_type(op, device, dtype));
     }
-    // In other languages a kernel gets addresses, and any number of them.
-    if is_wgsl(&like.client) {
+    if !binds_any(&like.client) {
         let most = properties.hardware.max_bindings as usize;
         assert!(n_buffers <= most, "{}", lacks_buffers(op, device, n_buffers, most));
     }
+}
+
+/// The types of tensors that may be absent.
+pub(super) fn dtypes_of<const N: usize>(
+    tensors: [&Maybe<burn_cubecl::CubeBackend>; N],
+) -> impl Iterator<Item = DType> {
+    tensors.into_iter().filter_map(|tensor| match tensor {
+        Maybe::Present(tensor) => Some(tensor.dtype),
+        Maybe::Absent => None,
+    })
+}
+
+/// Whether kernels get addresses and so any number of tensors: in all languages but one.
+pub(super) fn binds_any(client: &Client) -> bool {
+    !is_wgsl(client)
 }
 
 fn lacks_type(op: &str, device: &str, dtype: DType) -> String {
@@ -131,22 +155,35 @@ fn is_wgsl(client: &Client) -> bool {
     client.name() == "wgpu<wgsl>"
 }
 
-/// Operations that run kernels on this device which are slower than those for other devices, a line
-/// each.
-#[must_use]
-pub fn slow_paths(device: &Device) -> Vec<String> {
-    let device = device.clone().without_autodiff();
-    let DispatchDevice::Cube(device) = device.as_dispatch() else { return Vec::new() };
-    let client = device.client();
-    if has_planes(&client) {
-        return Vec::new();
-    }
-    let why = match is_wgsl(&client) {
+/// Why [`has_planes`] says no.
+pub(super) fn lacks_planes(client: &Client) -> String {
+    let why = match is_wgsl(client) {
         true => "its kernels are compiled to WGSL",
         false => "it has no planes of 32 units",
     };
+    why.to_owned()
+}
+
+/// What [`slow_paths`] returns.
+static SLOW_PATHS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Operations that ran kernels so far which are slower than those for other devices or other sizes, a
+/// line for each device and reason. Each is logged when it first happens.
+#[must_use]
+pub fn slow_paths() -> Vec<String> {
+    let lines = SLOW_PATHS.lock().unwrap_or_else(PoisonError::into_inner);
+    lines.iter().cloned().collect()
+}
+
+/// Says once that an operation runs `kernels`, which are slower than others, and why.
+pub(super) fn take_slow_path(op: &str, client: &Client, kernels: &str, why: &str) {
     let device = &client.properties().identity.name;
-    vec![format!("selective_scan: `{device}` runs the portable kernels, which are slower: {why}")]
+    let line = format!("{op}: `{device}` runs {kernels}, which are slower: {why}");
+    let mut lines = SLOW_PATHS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !lines.contains(&line) {
+        tracing::info!("{line}");
+        lines.insert(line);
+    }
 }
 
 /// Panics if a kernel's 32-bit indices do not reach the end of a buffer of `len` elements.
@@ -170,6 +207,42 @@ fn lacks_bytes(op: &str, device: &str, what: &str, bytes: u64, most: u64) -> Str
         "{op}: {what} needs {bytes} bytes and `{device}` allocates at most {most} at a time; use a \
          smaller batch"
     )
+}
+
+/// Tensors, each followed by room up to its reserved length, in one f32 buffer on the device of `like`.
+pub(super) fn packed(
+    op: &str,
+    parts: Vec<(Option<CubeTensor>, usize)>,
+    like: &CubeTensor,
+) -> CubeTensor {
+    let len = parts.iter().map(|(_, len)| len).sum();
+    check_fits(op, "a packed buffer", len, like);
+    let to = empty_f32(like, [len]);
+    let mut offset = 0;
+    for (tensor, reserved) in parts {
+        if let Some(tensor) = tensor {
+            let tensor = rows(tensor);
+            let len = tensor.meta.num_elements();
+            let (count, dim) = independent(len);
+            let dtype = elem(&tensor);
+            // SAFETY: the kernel checks `len`, the length of what it reads; what it writes ends where
+            // the next part begins.
+            unsafe {
+                pack::launch_unchecked(
+                    &to.client.clone(),
+                    count,
+                    dim,
+                    tensor.into_tensor_arg(),
+                    to.clone().into_tensor_arg(),
+                    len,
+                    offset,
+                    dtype,
+                );
+            }
+        }
+        offset += reserved;
+    }
+    to
 }
 
 /// A tensor of a packed f32 buffer, `offset` elements behind its beginning.

@@ -39,11 +39,3 @@ mod threads;
 #[cfg(feature = "cube")]
 pub use cube::slow_paths;
 pub use self_test::{Measured, SelfTest, self_test};
-
-/// Operations that run kernels on this device which are slower than those for other devices, a line
-/// each; there are none without a backend for graphics cards.
-#[cfg(not(feature = "cube"))]
-#[must_use]
-pub fn slow_paths(_device: &burn::tensor::Device) -> Vec<String> {
-    Vec::new()
-}

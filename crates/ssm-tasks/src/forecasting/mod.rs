@@ -82,7 +82,6 @@ impl Task for ForecastingTask {
         settings: &Settings,
         device: &Device,
     ) -> Result<(Self, Forecaster), Error> {
-        crate::announce(device);
         let data_set = data.data_set();
         let mut series = data_set.load(&settings.data_dirs)?;
         let targets = choose_columns(&mut series, options)?;

@@ -93,7 +93,6 @@ impl Task for LmTask {
         settings: &Settings,
         device: &Device,
     ) -> Result<(Self, MambaLm), Error> {
-        crate::announce(device);
         let corpus = data.data_set().load(options, &settings.data_dirs)?;
         let refuse = |path: &str, message: String, hint: &str| {
             let issue = Issue::new(path, message).with_hint(hint);

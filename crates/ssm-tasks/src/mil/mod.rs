@@ -123,7 +123,6 @@ impl Task for MilTask {
         settings: &Settings,
         device: &Device,
     ) -> Result<(Self, BagModel), Error> {
-        crate::announce(device);
         let cohort = data.data_set().load(&settings.data_dirs)?;
         let refuse = |path: &str, message: String| {
             Error::issues("configuration", vec![Issue::new(path, message)])

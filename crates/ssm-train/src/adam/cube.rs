@@ -1,13 +1,23 @@
-//! A step on devices of CubeCL: one launch a parameter, in place.
+//! A step on devices of CubeCL, in place: one launch for a large parameter or for several small ones.
+
+use std::cell::RefCell;
 
 use burn::tensor::Tensor;
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
+use cubecl::{CubeCount, CubeDim, prelude::SequenceArg};
 
 use super::{
     Factors,
-    kernel::{ScalarsLaunch, adam_step},
+    kernel::{ScalarsLaunch, adam_step, adam_steps},
 };
-use crate::cube::{independent, rows, vector_size};
+use crate::cube::{UNITS, bindings, independent, rows, vector_size};
+
+/// Elements from which a parameter has a launch of its own: less work than that takes no longer than to
+/// launch it.
+const LARGE: usize = 1 << 18;
+
+/// Most parameters of a launch.
+const GROUP: usize = 16;
 
 /// The tensor in row-major order, in memory that nothing else reads.
 fn owned<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
@@ -22,44 +32,144 @@ fn contiguous<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
     rows(tensor).expect("a tensor on a device of CubeCL")
 }
 
-/// Weights and moments one step on; all four tensors are f32.
+/// A small parameter whose step has not been launched.
+struct Waiting {
+    /// Weight, moments and gradient.
+    tensors: [CubeTensor; 4],
+    factors: Factors,
+}
+
+thread_local! {
+    /// Steps that wait to be launched together, inside of [`together`].
+    static WAITING: RefCell<Option<Vec<Waiting>>> = const { RefCell::new(None) };
+}
+
+/// Runs `steps`, whose small parameters are stepped when all of it has run: their values must not be
+/// read before.
+pub(super) fn together<T>(steps: impl FnOnce() -> T) -> T {
+    /// What still waits when `steps` panics is never launched.
+    struct Scope;
+    impl Drop for Scope {
+        fn drop(&mut self) {
+            WAITING.take();
+        }
+    }
+    WAITING.set(Some(Vec::new()));
+    let scope = Scope;
+    let out = steps();
+    launch_all(WAITING.take().unwrap_or_default());
+    drop(scope);
+    out
+}
+
+/// Launches steps with equal factors and vectors in groups of parameters of about the same length.
+fn launch_all(mut waiting: Vec<Waiting>) {
+    waiting.sort_by_key(|step| step.len());
+    while let Some(first) = waiting.first() {
+        let most = (bindings(&first.tensors[0]) / first.tensors.len()).clamp(1, GROUP);
+        let (factors, vector) = (first.factors, vector_size(first.len()));
+        let mut group = Vec::new();
+        let mut others = Vec::new();
+        for step in waiting {
+            let fits = step.factors == factors && vector_size(step.len()) == vector;
+            if fits && group.len() < most { group.push(step) } else { others.push(step) }
+        }
+        launch_group(&factors, vector, group);
+        waiting = others;
+    }
+}
+
+impl Waiting {
+    fn len(&self) -> usize {
+        self.tensors[0].meta.num_elements()
+    }
+}
+
+/// One launch; all lengths are multiples of `vector`.
+fn launch_group(factors: &Factors, vector: usize, group: Vec<Waiting>) {
+    let Some(longest) = group.iter().map(Waiting::len).max() else { return };
+    let client = group[0].tensors[0].client.clone();
+    let cubes = (longest / vector).div_ceil(UNITS) as u32;
+    let count = CubeCount::Static(cubes, group.len() as u32, 1);
+    let [mut w, mut m, mut v, mut grad] = [(); 4].map(|()| SequenceArg::new());
+    let mut lens = SequenceArg::new();
+    for step in group {
+        lens.push(step.len() / vector);
+        for (to, tensor) in [&mut w, &mut m, &mut v, &mut grad].into_iter().zip(step.tensors) {
+            to.push(tensor.into_tensor_arg());
+        }
+    }
+    // SAFETY: the kernel checks its unit against the number of vectors of its parameter; its four tensors
+    // are contiguous and of the same length, which `vector` divides.
+    unsafe {
+        adam_steps::launch_unchecked(
+            &client,
+            count,
+            CubeDim::new_1d(UNITS as u32),
+            vector,
+            w,
+            m,
+            v,
+            grad,
+            lens,
+            factors.scalars(),
+        );
+    }
+}
+
+impl Factors {
+    fn scalars(&self) -> ScalarsLaunch {
+        let Self { beta_1, beta_2, l2, keep, rate, correction, eps } = *self;
+        ScalarsLaunch::new(
+            beta_1 as f32,
+            (1.0 - beta_1) as f32,
+            beta_2 as f32,
+            (1.0 - beta_2) as f32,
+            l2 as f32,
+            keep as f32,
+            rate as f32,
+            correction as f32,
+            eps as f32,
+        )
+    }
+}
+
+/// Weights and moments one step on; all four tensors are f32. Inside of [`together`] that may be later.
 pub(super) fn step<const D: usize>(
     factors: &Factors,
     [w, m, v]: [Tensor<D>; 3],
     grad: Tensor<D>,
 ) -> [Tensor<D>; 3] {
     let grad = contiguous(grad);
-    let [w, m, v] = [owned(w), owned(m), owned(v)];
+    let stepped = [owned(w), owned(m), owned(v)];
+    let [w, m, v] = stepped.clone();
     let len = w.meta.num_elements();
-    let vector = vector_size(len);
-    let (count, dim) = independent(len / vector);
-    let Factors { beta_1, beta_2, l2, keep, rate, correction, eps } = *factors;
-    let scalars = ScalarsLaunch::new(
-        beta_1 as f32,
-        (1.0 - beta_1) as f32,
-        beta_2 as f32,
-        (1.0 - beta_2) as f32,
-        l2 as f32,
-        keep as f32,
-        rate as f32,
-        correction as f32,
-        eps as f32,
-    );
-    // SAFETY: the kernel checks its unit against the number of vectors; all four tensors have the
-    // shape of the parameter, are contiguous, and `vector` divides their length.
-    unsafe {
-        adam_step::launch_unchecked(
-            &w.client,
-            count,
-            dim,
-            vector,
-            w.clone().into_tensor_arg(),
-            m.clone().into_tensor_arg(),
-            v.clone().into_tensor_arg(),
-            grad.into_tensor_arg(),
-            scalars,
-            len / vector,
-        );
+    let waits = len < LARGE
+        && WAITING.with_borrow_mut(|waiting| {
+            let Some(waiting) = waiting else { return false };
+            let tensors = [w.clone(), m.clone(), v.clone(), grad.clone()];
+            waiting.push(Waiting { tensors, factors: *factors });
+            true
+        });
+    if !waits {
+        let vector = vector_size(len);
+        let (count, dim) = independent(len / vector);
+        // SAFETY: the kernel checks its unit against the number of vectors; all four tensors have the
+        // shape of the parameter, are contiguous, and `vector` divides their length.
+        unsafe {
+            adam_step::launch_unchecked(
+                &w.client.clone(),
+                count,
+                dim,
+                vector,
+                w.into_tensor_arg(),
+                m.into_tensor_arg(),
+                v.into_tensor_arg(),
+                grad.into_tensor_arg(),
+                factors.scalars(),
+                len / vector,
+            );
+        }
     }
-    [w, m, v].map(Tensor::from_primitive::<CubeBackend>)
+    stepped.map(Tensor::from_primitive::<CubeBackend>)
 }

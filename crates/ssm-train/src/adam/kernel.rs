@@ -12,6 +12,7 @@ use cubecl::prelude::*;
 /// They are arguments of the kernel and no part of it: with a new learning rate at every step it would
 /// be compiled at every step otherwise.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
 pub(super) struct Scalars {
     pub(super) beta_1: f32,
     pub(super) fresh_1: f32,
@@ -24,6 +25,25 @@ pub(super) struct Scalars {
     pub(super) eps: f32,
 }
 
+/// A weight, its moments and its gradient to the weight and the moments one step on.
+#[cube]
+fn stepped<V: Size>(
+    weight: Vector<f32, V>,
+    moments: (Vector<f32, V>, Vector<f32, V>),
+    grad: Vector<f32, V>,
+    scalars: Scalars,
+) -> (Vector<f32, V>, Vector<f32, V>, Vector<f32, V>) {
+    let g = grad + weight * Vector::<f32, V>::new(scalars.l2);
+    let kept_1 = moments.0 * Vector::<f32, V>::new(scalars.beta_1);
+    let kept_2 = moments.1 * Vector::<f32, V>::new(scalars.beta_2);
+    let first = kept_1 + g * Vector::<f32, V>::new(scalars.fresh_1);
+    let second = kept_2 + g * g * Vector::<f32, V>::new(scalars.fresh_2);
+    let root = second.sqrt() * Vector::<f32, V>::new(scalars.correction);
+    let step = first / (root + Vector::<f32, V>::new(scalars.eps));
+    let kept = weight * Vector::<f32, V>::new(scalars.keep);
+    (kept - step * Vector::<f32, V>::new(scalars.rate), first, second)
+}
+
 /// Weights `w` and their moments one step on, in place; `len` vectors each.
 #[cube(launch_unchecked)]
 pub(super) fn adam_step<V: Size>(
@@ -34,18 +54,38 @@ pub(super) fn adam_step<V: Size>(
     scalars: Scalars,
     len: usize,
 ) {
-    if ABSOLUTE_POS < len {
-        let weight = w[ABSOLUTE_POS];
-        let g = grad[ABSOLUTE_POS] + weight * Vector::<f32, V>::new(scalars.l2);
-        let kept_1 = moment_1[ABSOLUTE_POS] * Vector::<f32, V>::new(scalars.beta_1);
-        let kept_2 = moment_2[ABSOLUTE_POS] * Vector::<f32, V>::new(scalars.beta_2);
-        let first = kept_1 + g * Vector::<f32, V>::new(scalars.fresh_1);
-        let second = kept_2 + g * g * Vector::<f32, V>::new(scalars.fresh_2);
-        let root = second.sqrt() * Vector::<f32, V>::new(scalars.correction);
-        let step = first / (root + Vector::<f32, V>::new(scalars.eps));
-        let kept = weight * Vector::<f32, V>::new(scalars.keep);
-        w[ABSOLUTE_POS] = kept - step * Vector::<f32, V>::new(scalars.rate);
-        moment_1[ABSOLUTE_POS] = first;
-        moment_2[ABSOLUTE_POS] = second;
+    let at = ABSOLUTE_POS;
+    if at < len {
+        let moments = (moment_1[at], moment_2[at]);
+        let (weight, first, second) = stepped::<V>(w[at], moments, grad[at], scalars);
+        w[at] = weight;
+        moment_1[at] = first;
+        moment_2[at] = second;
+    }
+}
+
+/// [`adam_step`] of several parameters, of `lens[i]` vectors: row `i` of the grid is that of parameter `i`.
+#[cube(launch_unchecked)]
+pub(super) fn adam_steps<V: Size>(
+    w: &mut Sequence<OwnedTensor<Vector<f32, V>>>,
+    moment_1: &mut Sequence<OwnedTensor<Vector<f32, V>>>,
+    moment_2: &mut Sequence<OwnedTensor<Vector<f32, V>>>,
+    grad: &Sequence<OwnedTensor<Vector<f32, V>>>,
+    lens: &Sequence<usize>,
+    scalars: Scalars,
+) {
+    let at = (CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X) as usize;
+    #[unroll]
+    for i in 0..grad.len() {
+        if CUBE_POS_Y as usize == i && at < lens[i] {
+            let moments = (moment_1[i][at], moment_2[i][at]);
+            let (weight, first, second) = stepped::<V>(w[i][at], moments, grad[i][at], scalars);
+            let stepped_w = w.index_mut(i);
+            stepped_w[at] = weight;
+            let stepped_1 = moment_1.index_mut(i);
+            stepped_1[at] = first;
+            let stepped_2 = moment_2.index_mut(i);
+            stepped_2[at] = second;
+        }
     }
 }

@@ -75,7 +75,7 @@ pub enum Decay {
 }
 
 /// The scalars of one step.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 struct Factors {
     beta_1: f64,
     beta_2: f64,
@@ -108,6 +108,15 @@ impl Adam {
             eps: self.eps,
         }
     }
+}
+
+/// Runs `steps` of [`Adam`] on several parameters, which it gives back and does not read in between: small
+/// ones share launches on devices of CubeCL.
+pub fn together<T>(steps: impl FnOnce() -> T) -> T {
+    #[cfg(feature = "cube")]
+    return cube::together(steps);
+    #[cfg(not(feature = "cube"))]
+    steps()
 }
 
 impl Optimizer for Adam {
@@ -214,8 +223,11 @@ mod tests {
 
     /// Devices with the routes that they have, a GPU if the variable `SSM_TEST_DEVICE` names one.
     fn routes() -> Vec<(Device, Route)> {
-        let flex = crate::device::open("flex", 0).unwrap();
-        let mut routes = vec![(flex.clone(), Route::Slices), (flex, Route::Tensors)];
+        let mut routes = Vec::new();
+        if let Some(name) = crate::device::processor() {
+            let host = crate::device::open(name, 0).unwrap();
+            routes.extend([(host.clone(), Route::Slices), (host, Route::Tensors)]);
+        }
         if let Some(device) = crate::device::test_device() {
             routes.extend([(device.clone(), Route::of(&device)), (device, Route::Tensors)]);
         }
@@ -314,13 +326,53 @@ mod tests {
         }
     }
 
+    /// More small parameters than a launch takes, of lengths with and without vectors, with and without
+    /// decay, of which one is large.
+    #[test]
+    fn parameters_stepped_together_are_as_if_stepped_alone() {
+        let lens = [1, 8, 64, 3, 4, 12, 6, 20, 100, 28, 1 << 18, 36, 44, 52, 60, 2];
+        for (device, route) in routes() {
+            let steps = || -> Vec<Vec<f64>> {
+                let step = |(i, len): (usize, usize)| {
+                    let decay = Decay::Decoupled(if i.is_multiple_of(3) { 0.1 } else { 0.0 });
+                    let values: Vec<f64> = (0..len).map(|x| ((x + i + 1) as f64).sin()).collect();
+                    let [w, grad] = [0.5, 0.1].map(|scale| tensor(&values, &device) * scale);
+                    let (w, state) = adam(decay, route).step(1e-2, w, grad.clone(), None);
+                    (w, grad, state, decay)
+                };
+                let first: Vec<_> = together(|| lens.into_iter().enumerate().map(step).collect());
+                let second = first.into_iter().map(|(w, grad, state, decay)| {
+                    adam(decay, route).step(1e-2, w, grad * 0.5, state).0
+                });
+                let second: Vec<_> = together(|| second.collect());
+                second.into_iter().map(values).collect()
+            };
+            let by_hand = |i: usize, len: usize| -> Vec<f64> {
+                let keep = if i.is_multiple_of(3) { 1.0 - 1e-3 } else { 1.0 };
+                let weights = (0..len).map(|x| {
+                    let value = f64::from(((x + i + 1) as f64).sin() as f32);
+                    let g = 0.1 * value;
+                    let w = keep * 0.5 * value - 1e-2 * g / (g.abs() + 1e-8);
+                    let m = (0.9 * 0.1 * g + 0.1 * 0.5 * g) / (1.0 - 0.81);
+                    let v = (0.999 * 0.001 * g * g + 0.001 * 0.25 * g * g) / (1.0 - 0.999 * 0.999);
+                    keep * w - 1e-2 * m / (v.sqrt() + 1e-8)
+                });
+                weights.collect()
+            };
+            for ((i, len), got) in lens.into_iter().enumerate().zip(steps()) {
+                let error = largest_difference(&got, &by_hand(i, len));
+                assert!(error <= 2e-6, "{len} elements, {route:?} on {device:?}: {error}");
+            }
+        }
+    }
+
     /// Burn keeps beta and its complement in f32, so it may be further off, not closer.
     #[test]
     fn burn_agrees_with_the_paper_to_its_own_rounding() {
         let config = AdamConfig::new().with_epsilon(1e-8);
         let decayed = config.clone().with_weight_decay(Some(WeightDecayConfig::new(0.1)));
         let decoupled = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.1);
-        let device = crate::device::open("flex", 0).unwrap();
+        let device = crate::device::any_device();
         let runs = [
             (run(&config.build(), &device, 1e-2, 40), Decay::L2(0.0)),
             (run(&decayed.build(), &device, 1e-2, 40), Decay::L2(0.1)),

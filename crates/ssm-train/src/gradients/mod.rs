@@ -342,7 +342,7 @@ mod tests {
     const INPUTS: usize = 5;
 
     fn device() -> Device {
-        crate::device::open("flex", 0).unwrap().autodiff()
+        crate::device::any_device().autodiff()
     }
 
     fn fill<const D: usize>(shape: [usize; D], phase: f32) -> Tensor<D> {
@@ -392,8 +392,11 @@ mod tests {
                 for (got, expected) in got.iter().zip(&expected) {
                     assert!((got - expected).abs() <= 1e-6, "{portions:?}: {got} {expected}");
                 }
-                assert!((sum.loss - whole.loss).abs() <= 1e-6);
-                assert!((sum.norm - whole.norm).abs() <= 1e-6);
+                // Other backends add in another order, in f32.
+                for (got, expected) in [(sum.loss, whole.loss), (sum.norm, whole.norm)] {
+                    let error = (got - expected).abs();
+                    assert!(error <= 1e-6 * expected.max(1.0), "{portions:?}: {got} {expected}");
+                }
                 assert_eq!(sum.weight, 32.0);
             }
         }

@@ -146,7 +146,7 @@ impl<'a, T: Task> Replica<'a, T> {
         while let Order::Step(step) = Order::of(&self.collective.broadcast(Vec::new())?) {
             let gradient = self.differentiate(&model, step)?;
             let lr = self.lr(step);
-            model = self.optimizer.step(lr, model, gradient.params);
+            model = optim::step(&mut self.optimizer, lr, model, gradient.params);
         }
         Ok((self, model))
     }

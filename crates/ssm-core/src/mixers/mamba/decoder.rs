@@ -6,7 +6,10 @@ use super::{Mamba, MambaState};
 use crate::{
     mixers::{Decoder, Norm, Stream},
     ops::{
-        decode::{Conv, Product, StateStep, add_norm, conv, copied, product, product_conv, state},
+        decode::{
+            Conv, Product, StateStep, add_norm, conv, copied, product, product_conv, state,
+            state_params,
+        },
         linear::linear_loose,
     },
 };
@@ -23,9 +26,8 @@ pub(super) struct MambaDecoder {
     taps: Tensor<2>,
     conv_bias: Option<Tensor<1>>,
     dt_weight: Tensor<2>,
-    /// `[2, d_inner]`
-    dt_bias_d: Tensor<2>,
-    a_log: Tensor<2>,
+    /// As in [`StateStep`].
+    params: Tensor<2>,
     state: MambaState,
 }
 
@@ -64,11 +66,11 @@ impl MambaDecoder {
             conv_bias: mamba.conv1d.bias.as_ref().map(|bias| f32s(bias.val())),
             dt_weight: rows(mamba.dt_proj.weight.val()),
             // `init` gives `dt_proj` a bias.
-            dt_bias_d: copied(
-                Tensor::stack(vec![mamba.dt_proj.bias.as_ref()?.val(), mamba.d.val()], 0),
-                FloatDType::F32,
+            params: state_params(
+                copied(mamba.a_log.val(), FloatDType::F32),
+                f32s(mamba.dt_proj.bias.as_ref()?.val()),
+                f32s(mamba.d.val()),
             ),
-            a_log: copied(mamba.a_log.val(), FloatDType::F32),
             state: MambaState {
                 conv: copied(state.conv.clone(), FloatDType::F32),
                 ssm: copied(state.ssm.clone(), FloatDType::F32),
@@ -88,8 +90,7 @@ impl MambaDecoder {
             z,
             projected,
             dt_weight: self.dt_weight.clone(),
-            dt_bias_d: self.dt_bias_d.clone(),
-            a_log: self.a_log.clone(),
+            params: self.params.clone(),
             state: self.state.ssm.clone(),
         });
         self.state.ssm = ssm;

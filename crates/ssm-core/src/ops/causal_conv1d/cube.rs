@@ -2,6 +2,7 @@
 
 use burn::backend::{TensorMetadata, tensor::FloatTensor};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
+use cubecl::{frontend::OwnedTensor, prelude::SequenceArg};
 
 use super::{
     extension::{CausalConv1dOps, ConvGradPrimitives, ConvPrimitives},
@@ -10,14 +11,14 @@ use super::{
 };
 use crate::ops::{
     cube::{
-        cast, check_device, check_len, elem, empty, empty_f32, independent, is_cuda, part, rows,
-        rows_f32, rows_f32_or, vector_size,
+        binds_any, cast, check_device, check_len, dtypes_of, elem, empty, empty_f32, independent,
+        is_cuda, packed, part, rows, rows_f32, rows_f32_or, vector_size,
     },
     primitive::Maybe,
 };
 
 /// Buffers of the backward kernel, which has the most.
-const BUFFERS: usize = 8;
+const BUFFERS: usize = 7;
 
 /// Units that keep a large device busy.
 const ENOUGH_UNITS: usize = 1 << 18;
@@ -30,8 +31,9 @@ struct Launch {
     x: CubeTensor,
     weight: CubeTensor,
     bias: CubeTensor,
-    initial: CubeTensor,
-    resets: CubeTensor,
+    history: Vec<CubeTensor>,
+    /// Place of the resets in their tensor.
+    at_resets: usize,
     variant: Variant,
     dims: ConvDims,
     vector: usize,
@@ -42,30 +44,43 @@ impl Launch {
     fn new(input: ConvPrimitives<CubeBackend>, silu: bool) -> Self {
         let [batch, seq_len, channels] = input.x.shape().dims();
         let [_, d_conv] = input.weight.shape().dims();
-        let dtypes = [input.x.dtype, input.weight.dtype];
-        check_device("causal_conv1d", &input.x, &dtypes, BUFFERS);
-        let variant = Variant {
-            d_conv,
-            bias: matches!(input.bias, Maybe::Present(_)),
-            initial: matches!(input.initial_state, Maybe::Present(_)) && d_conv > 1,
-            resets: matches!(input.resets, Maybe::Present(_)),
-            silu,
-            cuda: is_cuda(&input.x.client),
-            window: (d_conv - 1).max(1),
-        };
+        let given = dtypes_of([&input.bias, &input.initial_state]);
+        let dtypes = [input.x.dtype, input.weight.dtype].into_iter().chain(given);
+        check_device("causal_conv1d", &input.x, dtypes, BUFFERS);
         let x = rows(input.x);
         check_len("causal_conv1d", "`x`", x.meta.num_elements());
         let weight = rows_f32(input.weight);
-        let initial = match variant.initial {
-            true => rows_f32_or(input.initial_state, &weight),
-            false => weight.clone(),
+        let initial = input.initial_state.into_option().filter(|_| d_conv > 1);
+        let resets = input.resets.into_option();
+        let mut variant = Variant {
+            d_conv,
+            bias: matches!(input.bias, Maybe::Present(_)),
+            initial: initial.is_some(),
+            resets: resets.is_some(),
+            resets_in: 0,
+            silu,
+            cuda: is_cuda(&x.client),
+            window: (d_conv - 1).max(1),
+        };
+        let mut at_resets = 0;
+        let history = match (initial, resets) {
+            (Some(initial), Some(resets)) if binds_any(&x.client) => {
+                variant.resets_in = 1;
+                vec![rows_f32(initial), rows_f32(resets)]
+            }
+            (Some(initial), Some(resets)) => {
+                at_resets = initial.meta.num_elements();
+                let resets = (Some(resets), batch * seq_len);
+                vec![packed("causal_conv1d", vec![(Some(initial), at_resets), resets], &x)]
+            }
+            (one, other) => vec![one.or(other).map_or_else(|| weight.clone(), rows_f32)],
         };
         let vector = vector_size(channels);
         let units = batch * seq_len * channels / vector;
         Self {
             bias: rows_f32_or(input.bias, &weight),
-            resets: rows_f32_or(input.resets, &weight),
-            initial,
+            history,
+            at_resets,
             x,
             weight,
             variant,
@@ -73,6 +88,14 @@ impl Launch {
             vector,
             span: (units / ENOUGH_UNITS).clamp(SPAN.0, SPAN.1),
         }
+    }
+
+    fn history(&self) -> SequenceArg<OwnedTensor<f32>> {
+        let mut history = SequenceArg::new();
+        for tensor in &self.history {
+            history.push(tensor.clone().into_tensor_arg());
+        }
+        history
     }
 
     fn spans(&self) -> usize {
@@ -89,7 +112,7 @@ fn forward(input: ConvPrimitives<CubeBackend>, silu: bool) -> CubeTensor {
     let (count, dim) = independent(launch.units());
     let ConvDims { batch, seq_len, channels, .. } = launch.dims;
     let y = empty(&launch.x, [batch, seq_len, channels], launch.x.dtype);
-    let dtype = elem(&launch.x);
+    let (dtype, history) = (elem(&launch.x), launch.history());
     // SAFETY: the kernel checks the number of units, and all buffers have the shapes of the operation;
     // `vector` divides the channels.
     unsafe {
@@ -101,13 +124,13 @@ fn forward(input: ConvPrimitives<CubeBackend>, silu: bool) -> CubeTensor {
             launch.x.into_tensor_arg(),
             launch.weight.into_tensor_arg(),
             launch.bias.into_tensor_arg(),
-            launch.initial.into_tensor_arg(),
-            launch.resets.into_tensor_arg(),
+            history,
             y.clone().into_tensor_arg(),
             batch,
             seq_len,
             channels / launch.vector,
             launch.span,
+            launch.at_resets,
             launch.variant,
             dtype,
         );
@@ -132,7 +155,7 @@ fn backward(
     let n_initial = if variant.initial { batch * (d_conv - 1) * channels } else { 0 };
     let param_grads = empty_f32(&launch.x, [n_params + n_initial]);
     let client = grad_x.client.clone();
-    let dtype = elem(&launch.x);
+    let (dtype, history) = (elem(&launch.x), launch.history());
     // SAFETY: as in `forward`; `param_grads` has the parts that the kernel documents.
     unsafe {
         conv_bwd::launch_unchecked(
@@ -143,8 +166,7 @@ fn backward(
             launch.x.into_tensor_arg(),
             launch.weight.into_tensor_arg(),
             launch.bias.into_tensor_arg(),
-            launch.initial.into_tensor_arg(),
-            launch.resets.into_tensor_arg(),
+            history,
             grad_y.into_tensor_arg(),
             grad_x.clone().into_tensor_arg(),
             param_grads.clone().into_tensor_arg(),
@@ -152,6 +174,7 @@ fn backward(
             seq_len,
             channels / vector,
             launch.span,
+            launch.at_resets,
             variant,
             dtype,
         );

@@ -2,6 +2,9 @@
 //!
 //! A unit slides a window over its steps. Backwards it also slides the gradients of the window, and
 //! reads `d_conv - 1` steps of its right neighbour, so that no two units write to one place.
+//!
+//! `history` is `initial`, `[batch, d_conv - 1, channels]`, and `resets`, `[batch, seq_len]`: two tensors, or
+//! one behind the other in a single one where the device binds no more than seven to a kernel.
 
 #![allow(
     clippy::collapsible_else_if,
@@ -23,6 +26,8 @@ pub(super) struct Variant {
     pub(super) bias: bool,
     pub(super) initial: bool,
     pub(super) resets: bool,
+    /// Which tensor of `history` holds the resets.
+    pub(super) resets_in: usize,
     pub(super) silu: bool,
     pub(super) cuda: bool,
     /// Room for the inputs before a step, at least 1.
@@ -55,8 +60,8 @@ fn load_taps<V: Size>(
 #[cube]
 fn load_window<E: Float, V: Size>(
     x: &Tensor<Vector<E, V>>,
-    initial: &Tensor<Vector<f32, V>>,
-    resets: &Tensor<f32>,
+    history: &Sequence<OwnedTensor<f32>>,
+    at_resets: usize,
     window: &mut Array<Vector<f32, V>>,
     entry: usize,
     from: usize,
@@ -66,6 +71,7 @@ fn load_window<E: Float, V: Size>(
     #[comptime] k: Variant,
 ) -> usize {
     let before = comptime!(k.d_conv - 1);
+    let size = V::value();
     let mut since = k.d_conv.runtime();
     #[unroll]
     for i in 0..before {
@@ -76,13 +82,17 @@ fn load_window<E: Float, V: Size>(
             let row = entry * seq_len + from - back;
             value = Vector::cast_from(x[row * width + lane]);
             if comptime!(k.resets) {
-                if resets[row] != 0.0 {
+                if history[k.resets_in][at_resets + row] != 0.0 {
                     since = comptime!(back - 1).runtime();
                 }
             }
         } else {
             if comptime!(k.initial) {
-                value = initial[(entry * before + from + before - back) * width + lane];
+                let at = ((entry * before + from + before - back) * width + lane) * size;
+                #[unroll]
+                for s in 0..size {
+                    value.insert(s, history[0usize][at + s]);
+                }
             }
         }
         window[comptime!(back - 1)] = value;
@@ -116,10 +126,16 @@ fn filtered<V: Size>(
 
 /// Steps since the last reset, at step `row` of all.
 #[cube]
-fn advance(since: usize, resets: &Tensor<f32>, row: usize, #[comptime] k: Variant) -> usize {
+fn advance(
+    since: usize,
+    history: &Sequence<OwnedTensor<f32>>,
+    at_resets: usize,
+    row: usize,
+    #[comptime] k: Variant,
+) -> usize {
     let mut since = since;
     if comptime!(k.resets) {
-        since = select(resets[row] != 0.0, 0, since + 1);
+        since = select(history[k.resets_in][at_resets + row] != 0.0, 0, since + 1);
     }
     since
 }
@@ -129,13 +145,13 @@ pub(super) fn conv_fwd<E: Float, V: Size>(
     x: &Tensor<Vector<E, V>>,
     weight: &Tensor<f32>,
     bias: &Tensor<Vector<f32, V>>,
-    initial: &Tensor<Vector<f32, V>>,
-    resets: &Tensor<f32>,
+    history: Sequence<OwnedTensor<f32>>,
     y: &mut Tensor<Vector<E, V>>,
     batch: usize,
     seq_len: usize,
     width: usize,
     span: usize,
+    at_resets: usize,
     #[comptime] k: Variant,
     #[define(E)] _dtype: ElemType,
 ) {
@@ -151,8 +167,8 @@ pub(super) fn conv_fwd<E: Float, V: Size>(
         let mut window = Array::<Vector<f32, V>>::new(k.window);
         let mut since = load_window::<E, V>(
             x,
-            initial,
-            resets,
+            &history,
+            at_resets,
             &mut window,
             entry,
             from,
@@ -167,7 +183,7 @@ pub(super) fn conv_fwd<E: Float, V: Size>(
         }
         for t in from..to {
             let row = entry * seq_len + t;
-            since = advance(since, resets, row, k);
+            since = advance(since, &history, at_resets, row, k);
             let now = Vector::<f32, V>::cast_from(x[row * width + lane]);
             let pre = filtered::<V>(now, &window, &taps, constant, since, k);
             let mut out = pre;
@@ -196,8 +212,7 @@ pub(super) fn conv_bwd<E: Float, V: Size>(
     x: &Tensor<Vector<E, V>>,
     weight: &Tensor<f32>,
     bias: &Tensor<Vector<f32, V>>,
-    initial: &Tensor<Vector<f32, V>>,
-    resets: &Tensor<f32>,
+    history: Sequence<OwnedTensor<f32>>,
     grad_y: &Tensor<Vector<E, V>>,
     grad_x: &mut Tensor<Vector<E, V>>,
     param_grads: &mut Tensor<Vector<f32, V>>,
@@ -205,6 +220,7 @@ pub(super) fn conv_bwd<E: Float, V: Size>(
     seq_len: usize,
     width: usize,
     span: usize,
+    at_resets: usize,
     #[comptime] k: Variant,
     #[define(E)] _dtype: ElemType,
 ) {
@@ -224,8 +240,8 @@ pub(super) fn conv_bwd<E: Float, V: Size>(
         let mut window = Array::<Vector<f32, V>>::new(k.window);
         let mut since = load_window::<E, V>(
             x,
-            initial,
-            resets,
+            &history,
+            at_resets,
             &mut window,
             entry,
             from,
@@ -249,7 +265,7 @@ pub(super) fn conv_bwd<E: Float, V: Size>(
         }
         for t in from..stop {
             let row = entry * seq_len + t;
-            since = advance(since, resets, row, k);
+            since = advance(since, &history, at_resets, row, k);
             let now = Vector::<f32, V>::cast_from(x[row * width + lane]);
             let mut grad = Vector::<f32, V>::cast_from(grad_y[row * width + lane]);
             if comptime!(k.silu) {

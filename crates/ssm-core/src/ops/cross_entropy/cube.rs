@@ -106,7 +106,7 @@ impl CrossEntropyOps for CubeBackend {
     ) -> CrossEntropyResult<Self> {
         let [n, d_model]: [usize; 2] = input.hidden.shape().dims();
         let (dtype, weight_dtype) = (input.hidden.dtype, input.weight.dtype);
-        check_device("cross_entropy", &input.hidden, &[dtype, weight_dtype], 3);
+        check_device("cross_entropy", &input.hidden, [dtype, weight_dtype], 3);
         let mut hidden = rows(input.hidden);
         let weight = cast(rows(input.weight), dtype);
         let n_counted = count(&targets);

@@ -76,21 +76,17 @@ fn product_conv<B: HostBackend>(
 }
 
 fn state<B: HostBackend>(input: StatePrimitives<B>) -> (FloatTensor<B>, FloatTensor<B>) {
-    let StatePrimitives { u, z, projected, dt_weight, dt_bias_d, a_log, state } = input;
+    let StatePrimitives { u, z, projected, dt_weight, params, state } = input;
     let (like, like_state) = (u.clone(), state.clone());
     let (shape_u, shape_z) = (u.shape(), z.shape());
     let [batch, _] = matrix(&shape_u);
-    let [u, z, projected, dt_weight, dt_bias_d, a_log] =
-        [u, z, projected, dt_weight, dt_bias_d, a_log].map(B::values);
+    let [u, z, projected, dt_weight, params] = [u, z, projected, dt_weight, params].map(B::values);
     let mut state = B::values(state).as_ref().to_vec();
-    let params = StateParams {
-        dt_weight: dt_weight.as_ref(),
-        dt_bias_d: dt_bias_d.as_ref(),
-        a_log: a_log.as_ref(),
-    };
+    let params = StateParams { dt_weight: dt_weight.as_ref(), params: params.as_ref() };
     let (u, z) = (rows(u.as_ref(), &shape_u), rows(z.as_ref(), &shape_z));
-    let y = host::state(u, z, projected.as_ref(), params, &mut state, batch);
-    let d_inner = y.len() / batch;
+    let [_, d_inner, d_state]: [usize; 3] = like_state.shape().dims();
+    let sizes = [batch, d_inner, d_state];
+    let y = host::state(u, z, projected.as_ref(), params, &mut state, sizes);
     (B::tensor(y, [batch, d_inner], &like), B::tensor_like(state, &like_state))
 }
 

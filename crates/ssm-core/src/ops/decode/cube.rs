@@ -16,8 +16,8 @@ use super::{
 };
 use crate::ops::{
     cube::{
-        cast, check_device, check_len, elem, empty, empty_f32, has_planes, independent, is_cuda,
-        rows, rows_f32, rows_f32_or, rows_or, vector_size,
+        cast, check_device, check_len, dtypes_of, elem, empty, empty_f32, has_planes, independent,
+        is_cuda, rows, rows_f32, rows_f32_or, rows_or, vector_size,
     },
     primitive::Maybe,
 };
@@ -44,6 +44,11 @@ fn written(past: CubeTensor) -> CubeTensor {
     if past.meta.num_elements() == 0 { empty_f32(&past, [1]) } else { past }
 }
 
+/// The types of a convolution's parameters.
+fn of_taps(taps: &CubeTensor, bias: &Maybe<B>) -> impl Iterator<Item = DType> {
+    [taps.dtype].into_iter().chain(dtypes_of([bias]))
+}
+
 /// Largest vector that divides both.
 fn common_vector(a: usize, b: usize) -> usize {
     vector_size(a).min(vector_size(b))
@@ -54,7 +59,10 @@ fn product(
     conv: Option<ConvPrimitives<B>>,
     epsilon: f32,
 ) -> CubeTensor {
-    check_device("decode_product", &input.x, &[input.x.dtype, input.weight.dtype], 8);
+    let given = dtypes_of([&input.norm, &input.add]);
+    let of_conv = conv.iter().flat_map(|conv| of_taps(&conv.taps, &conv.bias));
+    let dtypes = [input.x.dtype, input.weight.dtype].into_iter().chain(given).chain(of_conv);
+    check_device("decode_product", &input.x, dtypes, 7);
     let (x, weight) = (rows_f32(input.x), rows(input.weight));
     let [batch, stride]: [usize; 2] = x.shape().dims();
     let [d_out, d_in]: [usize; 2] = weight.shape().dims();
@@ -79,7 +87,7 @@ fn product(
         cuda: is_cuda(&x.client),
     };
     let mut channels = 0;
-    let (taps, bias, past) = match conv {
+    let (taps, added, past) = match conv {
         Some(ConvPrimitives { taps, bias, past }) => {
             own("decode_product_conv", "past", &past);
             let taps = rows_f32(taps);
@@ -87,9 +95,9 @@ fn product(
             (channels, form.d_conv) = (of_taps, d_conv);
             let bias = bias.into_option().map(rows_f32);
             form.bias = bias.is_some();
-            (taps, bias.unwrap_or_else(|| x.clone()), written(past))
+            (taps, bias, written(past))
         }
-        None => (x.clone(), x.clone(), empty_f32(&x, [1])),
+        None => (x.clone(), add, empty_f32(&x, [1])),
     };
     let count = CubeCount::Static(d_out.div_ceil(span * per_cube) as u32, batch as u32, 1);
     let dtype = elem(&weight);
@@ -104,9 +112,8 @@ fn product(
             x.clone().into_tensor_arg(),
             norm.unwrap_or_else(|| x.clone()).into_tensor_arg(),
             weight.into_tensor_arg(),
-            add.unwrap_or_else(|| x.clone()).into_tensor_arg(),
+            added.unwrap_or_else(|| x.clone()).into_tensor_arg(),
             taps.into_tensor_arg(),
-            bias.into_tensor_arg(),
             past.into_tensor_arg(),
             y.clone().into_tensor_arg(),
             d_out,
@@ -123,7 +130,8 @@ fn product(
 
 fn conv(x: CubeTensor, conv: ConvPrimitives<B>) -> (CubeTensor, CubeTensor) {
     let ConvPrimitives { taps, bias, past } = conv;
-    check_device("decode_conv", &x, &[x.dtype], 5);
+    let dtypes = [x.dtype].into_iter().chain(of_taps(&taps, &bias));
+    check_device("decode_conv", &x, dtypes, 5);
     own("decode_conv", "past", &past);
     let (x, taps) = (rows(x), rows_f32(taps));
     let [batch, stride]: [usize; 2] = x.shape().dims();
@@ -158,12 +166,17 @@ fn conv(x: CubeTensor, conv: ConvPrimitives<B>) -> (CubeTensor, CubeTensor) {
 }
 
 fn state(input: StatePrimitives<B>) -> (CubeTensor, CubeTensor) {
-    let StatePrimitives { u, z, projected, dt_weight, dt_bias_d, a_log, state } = input;
-    check_device("decode_state", &u, &[u.dtype, dt_weight.dtype], 8);
+    let StatePrimitives { u, z, projected, dt_weight, params, state } = input;
+    check_device(
+        "decode_state",
+        &u,
+        [&u, &z, &projected, &dt_weight, &params].map(|of| of.dtype),
+        7,
+    );
     own("decode_state", "state", &state);
     let u = rows(u);
     let (z, projected) = (rows(cast(z, u.dtype)), rows(cast(projected, u.dtype)));
-    let (dt_weight, dt_bias_d, a_log) = (rows(dt_weight), rows_f32(dt_bias_d), rows_f32(a_log));
+    let (dt_weight, params) = (rows(dt_weight), rows_f32(params));
     let [batch, d_inner, d_state]: [usize; 3] = state.shape().dims();
     check_len("decode_state", "`state`", batch * d_inner * d_state);
     let ([_, stride_u], [_, stride_z]): ([usize; 2], [usize; 2]) =
@@ -190,8 +203,7 @@ fn state(input: StatePrimitives<B>) -> (CubeTensor, CubeTensor) {
             z.into_tensor_arg(),
             projected.into_tensor_arg(),
             dt_weight.into_tensor_arg(),
-            dt_bias_d.into_tensor_arg(),
-            a_log.into_tensor_arg(),
+            params.into_tensor_arg(),
             state.clone().into_tensor_arg(),
             y.clone().into_tensor_arg(),
             len,
@@ -214,7 +226,8 @@ fn add_norm(
     epsilon: f32,
     dtype: FloatDType,
 ) -> (CubeTensor, CubeTensor) {
-    check_device("decode_add_norm", &x, &[DType::from(dtype)], 4);
+    let dtypes = [DType::from(dtype), weight.dtype].into_iter().chain(dtypes_of([&add]));
+    check_device("decode_add_norm", &x, dtypes, 4);
     // The caller lets go of `x`, so that its buffer is free to take the sum.
     own("decode_add_norm", "x", &x);
     let [batch, width]: [usize; 2] = x.shape().dims();
@@ -243,7 +256,7 @@ fn add_norm(
 }
 
 fn argmax(logits: CubeTensor, chosen: ChosenPrimitives<B>, n_vocab: usize) -> ChosenPrimitives<B> {
-    check_device("decode_argmax", &logits, &[logits.dtype], 4);
+    check_device("decode_argmax", &logits, [logits.dtype], 4);
     let logits = rows(logits);
     let [batch, stride]: [usize; 2] = logits.shape().dims();
     let ChosenPrimitives { newest, ring, count } = chosen;
@@ -272,7 +285,7 @@ fn argmax(logits: CubeTensor, chosen: ChosenPrimitives<B>, n_vocab: usize) -> Ch
 }
 
 fn copy(from: CubeTensor, to: Maybe<B>, dtype: FloatDType) -> CubeTensor {
-    check_device("decode_copy", &from, &[from.dtype, DType::from(dtype)], 2);
+    check_device("decode_copy", &from, [from.dtype, DType::from(dtype)], 2);
     let from = rows(from);
     let len = from.meta.num_elements();
     let to = match to.into_option() {
@@ -358,7 +371,7 @@ impl DecodeOps for CubeBackend {
     }
 
     fn decode_set(to: IntTensor<Self>, from: IntTensor<Self>) -> IntTensor<Self> {
-        check_device("decode_set", &from, &[], 2);
+        check_device("decode_set", &from, [], 2);
         let from = rows(from);
         for (what, tensor) in [("to", &to), ("from", &from)] {
             own("decode_set", what, tensor);

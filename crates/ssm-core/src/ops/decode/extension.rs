@@ -50,10 +50,8 @@ pub struct StatePrimitives<B: Backend> {
     pub projected: FloatTensor<B>,
     /// `[d_inner, dt_rank]`
     pub dt_weight: FloatTensor<B>,
-    /// Bias of the step size and `D`, `[2, d_inner]`
-    pub dt_bias_d: FloatTensor<B>,
-    /// `[d_inner, d_state]`
-    pub a_log: FloatTensor<B>,
+    /// `a_log`, bias of the step size and `D`, `[d_inner, d_state + FURTHER]`
+    pub params: FloatTensor<B>,
     /// `[batch, d_inner, d_state]`, f32
     pub state: FloatTensor<B>,
 }

@@ -120,10 +120,8 @@ pub fn conv<T: Float>(
 pub struct StateParams<'a, T> {
     /// `[d_inner, dt_rank]`
     pub dt_weight: &'a [T],
-    /// Bias of the step size and `D`, `[2, d_inner]`
-    pub dt_bias_d: &'a [T],
-    /// `[d_inner, d_state]`
-    pub a_log: &'a [T],
+    /// `a_log`, then bias of the step size, `D` and what is not read, `[d_inner, d_state + ..]`
+    pub params: &'a [T],
 }
 
 /// A step of the recurrence: `u` are the first columns of their rows, `z` the last, `projected` is `[batch,
@@ -137,12 +135,10 @@ pub fn state<T: Float>(
     projected: &[T],
     params: StateParams<'_, T>,
     state: &mut [T],
-    batch: usize,
+    [batch, d_inner, d_state]: [usize; 3],
 ) -> Vec<T> {
-    let StateParams { dt_weight, dt_bias_d, a_log } = params;
-    let d_inner = dt_bias_d.len() / 2;
-    let (dt_bias, d) = dt_bias_d.split_at(d_inner);
-    let (dt_rank, d_state) = (dt_weight.len() / d_inner, a_log.len() / d_inner);
+    let StateParams { dt_weight, params } = params;
+    let (dt_rank, stride) = (dt_weight.len() / d_inner, params.len() / d_inner);
     let mut y = Vec::with_capacity(batch * d_inner);
     for row in 0..batch {
         let (u, z) = (u.first(row, d_inner), z.last(row, d_inner));
@@ -150,11 +146,12 @@ pub fn state<T: Float>(
         let (b, c) = (&projected[dt_rank..][..d_state], &projected[dt_rank + d_state..][..d_state]);
         for channel in 0..d_inner {
             let weight = &dt_weight[channel * dt_rank..][..dt_rank];
-            let delta = softplus(dot(&projected[..dt_rank], weight) + dt_bias[channel]);
-            let mut sum = d[channel] * u[channel];
+            let (a_log, further) = params[channel * stride..][..stride].split_at(d_state);
+            let delta = softplus(dot(&projected[..dt_rank], weight) + further[0]);
+            let mut sum = further[1] * u[channel];
             let h = &mut state[(row * d_inner + channel) * d_state..][..d_state];
             for (n, h) in h.iter_mut().enumerate() {
-                let decay = (-delta * a_log[channel * d_state + n].exp()).exp();
+                let decay = (-delta * a_log[n].exp()).exp();
                 *h = decay * *h + delta * b[n] * u[channel];
                 sum = sum + c[n] * *h;
             }

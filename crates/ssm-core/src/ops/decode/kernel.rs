@@ -11,6 +11,7 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
+use super::FURTHER;
 use crate::ops::kernel::{sigmoid, softplus};
 
 /// Units that share a row of a matrix.
@@ -31,7 +32,7 @@ pub(super) struct Form {
     pub(super) turns: usize,
     /// Whether `x` is normed.
     pub(super) norm: bool,
-    /// Whether something is added to the result.
+    /// Whether something is added to the result, which then has no convolution.
     pub(super) add: bool,
     /// Width of the convolution that follows, 0 for none.
     pub(super) d_conv: usize,
@@ -116,16 +117,16 @@ fn conv_step(
 
 /// `y = W norm(x) + add`, the first `channels` of it through the convolution.
 ///
-/// `x`: `[batch, stride]` vectors, `weight`: `[d_out, width]` vectors. A cube takes `span * UNITS / LANES`
-/// rows of the matrix for one sequence.
+/// `x`: `[batch, stride]` vectors, `weight`: `[d_out, width]` vectors; `added`: `[batch, d_out]`, or the
+/// convolution's bias, as WebGPU binds seven tensors. A cube takes `span * UNITS / LANES` rows of the
+/// matrix for one sequence.
 #[cube(launch_unchecked)]
 pub(super) fn product<E: Float, V: Size>(
     x: &Tensor<Vector<f32, V>>,
     norm: &Tensor<Vector<f32, V>>,
     weight: &Tensor<Vector<E, V>>,
-    add: &Tensor<f32>,
+    added: &Tensor<f32>,
     taps: &Tensor<f32>,
-    bias: &Tensor<f32>,
     past: &mut Tensor<f32>,
     y: &mut Tensor<f32>,
     d_out: usize,
@@ -185,14 +186,14 @@ pub(super) fn product<E: Float, V: Size>(
             let at = entry * d_out + row;
             let mut value = mine * scale;
             if comptime!(form.add) {
-                value += add[at];
+                value += added[at];
             }
             if comptime!(form.d_conv > 0) {
                 if row < channels {
                     value = conv_step(
                         value,
                         taps,
-                        bias,
+                        added,
                         past,
                         entry,
                         row,
@@ -236,15 +237,16 @@ pub(super) fn conv<E: Float>(
 
 /// A step of the recurrence, one unit for each channel of a sequence.
 ///
-/// `dt_weight`: `[d_inner, dt_turns]` vectors; `dt_bias_d`: `[2, d_inner]`; `state` and `a_log`: `[.., turns]` vectors.
+/// `dt_weight`: `[d_inner, dt_turns]` vectors, `state`: `[.., turns]` vectors; `params`: for each channel
+/// `turns` vectors of `a_log`, then [`FURTHER`] numbers, of which the bias of the step size and `D` are the
+/// first.
 #[cube(launch_unchecked)]
 pub(super) fn state<E: Float, W: Float, R: Size, V: Size>(
     u: &Tensor<E>,
     z: &Tensor<E>,
     projected: &Tensor<E>,
     dt_weight: &Tensor<Vector<W, R>>,
-    dt_bias_d: &Tensor<f32>,
-    a_log: &Tensor<Vector<f32, V>>,
+    params: &Tensor<Vector<f32, V>>,
     state: &mut Tensor<Vector<f32, V>>,
     y: &mut Tensor<E>,
     len: usize,
@@ -264,7 +266,10 @@ pub(super) fn state<E: Float, W: Float, R: Size, V: Size>(
         let rank = comptime!(dt_turns * rank_size);
         let d_state = comptime!(turns * size);
         let row = entry * comptime!(rank + 2 * d_state);
-        let mut dt = dt_bias_d[channel];
+        let own = channel * comptime!(turns + FURTHER / size);
+        let further = own + turns;
+        // Vectors may hold both numbers, or one each.
+        let mut dt = params[further].extract(0usize);
         #[unroll]
         for turn in 0..dt_turns {
             let weight = Vector::<f32, R>::cast_from(dt_weight[channel * dt_turns + turn]);
@@ -278,12 +283,12 @@ pub(super) fn state<E: Float, W: Float, R: Size, V: Size>(
         let u = f32::cast_from(u[entry * stride_u + channel]);
         let z = f32::cast_from(z[(entry + 1) * stride_z - d_inner + channel]);
         let input = delta * u;
-        let mut sum = dt_bias_d[d_inner + channel] * u;
+        let mut sum = params[further + comptime!(1 / size)].extract(comptime!(1 % size)) * u;
         #[unroll]
         for turn in 0..turns {
             let at = ABSOLUTE_POS * turns + turn;
             let old = state[at];
-            let exponent = a_log[channel * turns + turn];
+            let exponent = params[own + turn];
             let mut new = Vector::<f32, V>::empty();
             #[unroll]
             for s in 0..size {

@@ -127,8 +127,10 @@ pub fn product(product: Product) -> Tensor<2> {
 /// with SiLU; also returns its past.
 ///
 /// # Panics
-/// If a shape disagrees.
+/// If a shape disagrees, or something is to be added to the product: WebGPU binds too few tensors for
+/// that and a convolution.
 pub fn product_conv(product: Product, conv: Conv) -> (Tensor<2>, Tensor<3>) {
+    assert!(product.add.is_none(), "decode: `add` is given with a convolution, expected none");
     let ([batch, _], [d_out, _]) = (product.x.dims(), product.weight.dims());
     let conv = conv.into_primitives(batch, d_out);
     let (input, epsilon) = product.into_primitives();
@@ -158,12 +160,27 @@ pub struct StateStep {
     pub projected: Tensor<2>,
     /// `[d_inner, dt_rank]`
     pub dt_weight: Tensor<2>,
-    /// Bias of the step size and skip `D`, `[2, d_inner]`: one tensor, as WebGPU binds few
-    pub dt_bias_d: Tensor<2>,
-    /// `[d_inner, d_state]`
-    pub a_log: Tensor<2>,
+    /// What [`state_params`] makes, `[d_inner, d_state + FURTHER]`
+    pub params: Tensor<2>,
     /// `[batch, d_inner, d_state]`, f32; overwritten
     pub state: Tensor<3>,
+}
+
+/// Numbers of a channel behind its `a_log`, a multiple of the vectors that kernels read.
+const FURTHER: usize = 4;
+
+/// `a_log`, `[d_inner, d_state]`, the bias of the step size and the skip `D`, `[d_inner]`, in one tensor, as
+/// WebGPU binds few.
+///
+/// # Panics
+/// If a shape disagrees.
+pub fn state_params(a_log: Tensor<2>, dt_bias: Tensor<1>, d: Tensor<1>) -> Tensor<2> {
+    let [d_inner, _] = a_log.dims();
+    check_shape("decode", "dt_bias", dt_bias.dims(), [("d_inner", d_inner)]);
+    check_shape("decode", "d", d.dims(), [("d_inner", d_inner)]);
+    let column = |values: Tensor<1>| values.unsqueeze_dim(1);
+    let rest = Tensor::zeros([d_inner, FURTHER - 2], &a_log.device());
+    Tensor::cat(vec![a_log, column(dt_bias), column(d), rest], 1)
 }
 
 /// `delta = softplus(W_dt dt + bias)`, `h = exp(-delta e^a_log) h + delta b u`,
@@ -189,15 +206,14 @@ pub fn state(step: StateStep) -> (Tensor<2>, Tensor<3>) {
         step.dt_weight.dims(),
         [("d_inner", d_inner), ("", dt_rank)],
     );
-    check_shape("decode", "dt_bias_d", step.dt_bias_d.dims(), [("", 2), ("d_inner", d_inner)]);
-    check_shape("decode", "a_log", step.a_log.dims(), [("d_inner", d_inner), ("d_state", d_state)]);
+    let params = [("d_inner", d_inner), ("d_state + 4", d_state + FURTHER)];
+    check_shape("decode", "params", step.params.dims(), params);
     let (y, state) = <Dispatch as DecodeOps>::decode_state(StatePrimitives {
         u: step.u.into_dispatch(),
         z: step.z.into_dispatch(),
         projected: step.projected.into_dispatch(),
         dt_weight: step.dt_weight.into_dispatch(),
-        dt_bias_d: step.dt_bias_d.into_dispatch(),
-        a_log: step.a_log.into_dispatch(),
+        params: step.params.into_dispatch(),
         state: step.state.into_dispatch(),
     });
     (Tensor::from_dispatch(y), Tensor::from_dispatch(state))

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::ops::{
     cube::{
-        cast, check_device, check_len, column_sums, cubes, elem, empty, empty_f32, rows, rows_f32,
-        rows_f32_or, vector_size,
+        cast, check_device, check_len, column_sums, cubes, dtypes_of, elem, empty, empty_f32, rows,
+        rows_f32, rows_f32_or, vector_size,
     },
     primitive::Maybe,
 };
@@ -44,7 +44,9 @@ struct Launch {
 
 impl Launch {
     fn new(input: LayerNormPrimitives<CubeBackend>) -> Self {
-        check_device("layer_norm", &input.x, &[input.x.dtype], BUFFERS);
+        let given = dtypes_of([&input.bias]);
+        let dtypes = [input.x.dtype, input.weight.dtype].into_iter().chain(given);
+        check_device("layer_norm", &input.x, dtypes, BUFFERS);
         let [n_rows, width] = matrix(&input.x.shape());
         check_len("layer_norm", "`x`", n_rows * width);
         let vector = vector_size(width);

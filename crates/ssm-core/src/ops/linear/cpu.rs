@@ -12,7 +12,7 @@ use burn::backend::Flex;
 use burn::backend::NdArray;
 use burn::{
     backend::{TensorMetadata, tensor::FloatTensor},
-    tensor::Shape,
+    tensor::{DType, Shape},
 };
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
@@ -245,6 +245,7 @@ fn forward<B: HostBackend>(
     let [d_in, d_out] = input.weight.shape().dims();
     let shape = input.x.shape();
     let like = input.x.clone();
+    let dtype = if options.wide { DType::F32 } else { like.dtype() };
     let (x, weight) = (B::values(input.x), B::values(input.weight));
     let bias = B::maybe_values(input.bias);
     let (x, weight) = (x.as_ref(), weight.as_ref());
@@ -256,7 +257,7 @@ fn forward<B: HostBackend>(
         let part = |(first, n): (usize, usize)| {
             let mut y = Vec::with_capacity(rows * n);
             whole.chunks_exact(d_out).for_each(|row| y.extend_from_slice(&row[first..first + n]));
-            B::tensor(y, part_shape(&shape, n), &like)
+            B::tensor_as(y, part_shape(&shape, n), dtype, &like)
         };
         return options.columns().map(part).collect();
     }
@@ -277,7 +278,7 @@ fn forward<B: HostBackend>(
             }
             None => written(rows, n, &[product]),
         };
-        B::tensor(y, part_shape(&shape, n), &like)
+        B::tensor_as(y, part_shape(&shape, n), dtype, &like)
     };
     options.columns().map(part).collect()
 }

@@ -11,7 +11,7 @@ use super::{
     kernel::{product as multiply, sum_of_products, sum_of_rows},
 };
 use crate::ops::{
-    cube::{cast, check_device, join, rows, split},
+    cube::{cast, check_device, dtypes_of, join, rows, split},
     primitive::Maybe,
 };
 
@@ -51,17 +51,19 @@ fn transposed(x: CubeTensor) -> CubeTensor {
 fn forward(input: LinearPrimitives<B>, options: LinearOptions) -> Vec<CubeTensor> {
     let shape = input.x.shape().to_vec();
     let dtype = input.x.dtype;
-    check_device("linear", &input.x, &[dtype, input.weight.dtype], 3);
+    let dtypes = [dtype, input.weight.dtype].into_iter().chain(dtypes_of([&input.bias]));
+    check_device("linear", &input.x, dtypes, 3);
     let [_, d_out]: [usize; 2] = input.weight.shape().dims();
     let (x, weight) = (matrix(input.x), cast(input.weight, dtype));
+    let out = if options.wide { DType::F32 } else { dtype };
     let bias = input.bias.into_option().map(|bias| {
-        let bias = cast(bias, dtype);
+        let bias = cast(bias, out);
         B::float_reshape(bias, Shape::from([1, d_out]))
     });
     let product = |part: (usize, usize)| {
         let whole = part == (0, d_out);
         let cut = |t: &CubeTensor| if whole { t.clone() } else { columns(t.clone(), part) };
-        let y = multiply(x.clone(), cut(&weight), dtype);
+        let y = multiply(x.clone(), cut(&weight), out);
         match &bias {
             Some(bias) => B::float_add(y, cut(bias)),
             None => y,

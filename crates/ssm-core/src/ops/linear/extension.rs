@@ -61,6 +61,8 @@ pub struct LinearGradPrimitives<B: Backend> {
 pub struct LinearOptions {
     /// Widths of the parts, zero behind the last.
     pub widths: [usize; MAX_PARTS],
+    /// Whether the output is f32 whatever the type of `x`: sums that are not rounded.
+    pub wide: bool,
     /// Whether the backward pass computes the gradient of `x`.
     pub grad_x: bool,
     /// Whether the backward pass computes the gradient of `weight`.

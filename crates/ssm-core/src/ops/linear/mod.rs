@@ -46,7 +46,17 @@ pub fn linear(layer: &Linear, x: Tensor<3>) -> Tensor<3> {
 /// [`linear`] with loose weight `[d_in, d_out]` and bias `[d_out]`.
 pub fn linear_loose(weight: Tensor<2>, bias: Option<Tensor<1>>, x: Tensor<3>) -> Tensor<3> {
     let [_, d_out] = weight.dims();
-    let [y] = parts(weight, bias, x, [d_out]);
+    let [y] = parts(weight, bias, x, [d_out], false);
+    y
+}
+
+/// `x W` in f32 whatever the type of `x`: for what is not to be rounded before it is used.
+///
+/// # Numerics
+/// Factors have the type of `x`, gradients too.
+pub fn linear_wide(weight: Tensor<2>, x: Tensor<3>) -> Tensor<3> {
+    let [_, d_out] = weight.dims();
+    let [y] = parts(weight, None, x, [d_out], true);
     y
 }
 
@@ -65,7 +75,7 @@ pub fn linear_split<const N: usize>(
     x: Tensor<3>,
     widths: [usize; N],
 ) -> [Tensor<3>; N] {
-    parts(layer.weight.val(), layer.bias.as_ref().map(Param::val), x, widths)
+    parts(layer.weight.val(), layer.bias.as_ref().map(Param::val), x, widths, false)
 }
 
 fn parts<const N: usize>(
@@ -73,6 +83,7 @@ fn parts<const N: usize>(
     bias: Option<Tensor<1>>,
     x: Tensor<3>,
     widths: [usize; N],
+    wide: bool,
 ) -> [Tensor<3>; N] {
     const { assert!(N >= 1 && N <= MAX_PARTS) };
     let [d_in, d_out] = weight.dims();
@@ -87,7 +98,8 @@ fn parts<const N: usize>(
         let [got] = bias.dims();
         assert!(got == d_out, "linear: axis 0 of `bias` is {got}, expected d_out = {d_out}");
     }
-    let mut options = LinearOptions { widths: [0; MAX_PARTS], grad_x: true, grad_weight: true };
+    let mut options =
+        LinearOptions { widths: [0; MAX_PARTS], wide, grad_x: true, grad_weight: true };
     options.widths[..N].copy_from_slice(&widths);
     let input = LinearPrimitives {
         x: x.into_dispatch(),

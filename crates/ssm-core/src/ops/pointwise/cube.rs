@@ -7,7 +7,7 @@ use super::{extension::PointwiseOps, kernel};
 use crate::ops::cube::{cast, check_device, elem, empty, independent, rows, vector_size};
 
 fn gelu(x: CubeTensor, grad_y: Option<CubeTensor>) -> CubeTensor {
-    check_device("gelu", &x, &[x.dtype], 3);
+    check_device("gelu", &x, [x.dtype], 3);
     let x = rows(x);
     let (len, grad) = (x.meta.num_elements(), grad_y.is_some());
     let grad_y = grad_y.map_or_else(|| x.clone(), |grad_y| rows(cast(grad_y, x.dtype)));
@@ -35,7 +35,7 @@ fn gelu(x: CubeTensor, grad_y: Option<CubeTensor>) -> CubeTensor {
 
 impl PointwiseOps for CubeBackend {
     fn reverse(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        check_device("reverse", &x, &[x.dtype], 2);
+        check_device("reverse", &x, [x.dtype], 2);
         let x = rows(x);
         let [_, seq_len, channels]: [usize; 3] = x.shape().dims();
         let y = empty(&x, x.shape(), x.dtype);
@@ -70,7 +70,7 @@ impl PointwiseOps for CubeBackend {
     }
 
     fn neg_exp(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        check_device("neg_exp", &x, &[x.dtype], 2);
+        check_device("neg_exp", &x, [x.dtype], 2);
         let x = rows(x);
         let y = empty(&x, x.shape(), x.dtype);
         let len = x.meta.num_elements();
@@ -94,7 +94,7 @@ impl PointwiseOps for CubeBackend {
     }
 
     fn masked(x: FloatTensor<Self>, mask: FloatTensor<Self>, scale: f32) -> FloatTensor<Self> {
-        check_device("masked", &x, &[x.dtype, mask.dtype], 3);
+        check_device("masked", &x, [x.dtype, mask.dtype], 3);
         let (x, mask) = (rows(x), rows(mask));
         let mask = cast(mask, x.dtype);
         let y = empty(&x, x.shape(), x.dtype);

@@ -22,7 +22,7 @@ use crate::ops::{
 };
 
 /// Buffers of the backward kernel, which has the most.
-const BUFFERS: usize = 5;
+const BUFFERS: usize = 7;
 
 /// Units of a cube, at most.
 const UNITS: usize = 256;
@@ -41,8 +41,8 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(x: &CubeTensor) -> Self {
-        check_device("rms_norm", x, &[x.dtype], BUFFERS);
+    fn new(x: &CubeTensor, weight: &CubeTensor) -> Self {
+        check_device("rms_norm", x, [x.dtype, weight.dtype], BUFFERS);
         let [rows, width] = matrix(&x.shape());
         check_len("rms_norm", "`x`", rows * width);
         let vector = vector_size(width);
@@ -63,8 +63,8 @@ fn forward(
     epsilon: f32,
     dtype: DType,
 ) -> (Option<CubeTensor>, CubeTensor) {
+    let cut = Cut::new(&x, &weight);
     let (x, weight) = (rows(x), rows_f32(weight));
-    let cut = Cut::new(&x);
     let y = empty(&x, x.shape(), dtype);
     let adds = branch.is_some();
     // What is absent is not touched, but no kernel takes a buffer twice that it may write.
@@ -105,6 +105,7 @@ fn backward(
     branch: Option<DType>,
 ) -> (CubeTensor, Option<CubeTensor>, CubeTensor) {
     let weight_dtype = weight.dtype;
+    let cut = Cut::new(&x, &weight);
     let (x, weight) = (rows(x), rows_f32(weight));
     let grad_y = rows(grad_y);
     let branch = branch.filter(|dtype| *dtype != x.dtype);
@@ -113,7 +114,6 @@ fn backward(
     let around = Around { sum: matches!(grad_sum, Maybe::Present(_)), branch: branch.is_some() };
     let grad_sum =
         grad_sum.into_option().map_or_else(|| x.clone(), |grad_sum| rows(cast(grad_sum, x.dtype)));
-    let cut = Cut::new(&x);
     let span = cut.rows.div_ceil(CUBES);
     let count = cut.rows.div_ceil(span);
     let width = cut.width * cut.vector;

@@ -13,22 +13,17 @@ use super::{
     portable, tiled,
 };
 use crate::ops::{
-    cube::{cast, check_device, empty, empty_f32, independent},
+    cube::{cast, check_device, dtypes_of, empty, empty_f32, independent, take_slow_path},
     primitive::Maybe,
 };
 
 /// Buffers of the portable kernels; the others run only where there is no limit.
-const BUFFERS: usize = 8;
+const BUFFERS: usize = 7;
 
 fn check(input: &ScanPrimitives<CubeBackend>) {
-    let optional = [&input.d, &input.z, &input.delta_bias, &input.initial_state];
-    let given = optional.into_iter().filter_map(|tensor| match tensor {
-        Maybe::Present(tensor) => Some(tensor),
-        Maybe::Absent => None,
-    });
-    let all = [&input.u, &input.delta, &input.a, &input.b, &input.c].into_iter().chain(given);
-    let dtypes: Vec<DType> = all.map(|tensor| tensor.dtype).collect();
-    check_device("selective_scan", &input.u, &dtypes, BUFFERS);
+    let all = [&input.u, &input.delta, &input.a, &input.b, &input.c].map(|tensor| tensor.dtype);
+    let given = dtypes_of([&input.d, &input.z, &input.delta_bias, &input.initial_state]);
+    check_device("selective_scan", &input.u, all.into_iter().chain(given), BUFFERS);
 }
 
 fn dims(input: &ScanPrimitives<CubeBackend>) -> ScanDims {
@@ -36,6 +31,14 @@ fn dims(input: &ScanPrimitives<CubeBackend>) -> ScanDims {
     let [_, d_state] = input.a.shape().dims();
     let [_, _, grouped] = input.b.shape().dims();
     ScanDims { batch, seq_len, d_inner, d_state, n_groups: grouped / d_state }
+}
+
+/// How the tiled kernels would do it, if they can.
+fn plan(input: &ScanPrimitives<CubeBackend>, dims: ScanDims) -> Option<tiled::Plan> {
+    let client = &input.u.client;
+    let plan = tiled::Plan::new(client, dims);
+    plan.inspect_err(|why| take_slow_path("selective_scan", client, "the portable kernels", why))
+        .ok()
 }
 
 /// Gradients that all batch entries, or all channels of a group, add to.
@@ -115,7 +118,7 @@ impl SelectiveScanOps for CubeBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         check(&input);
         let dims = dims(&input);
-        let [y, final_state, states] = match tiled::Plan::new(&input.u.client, dims) {
+        let [y, final_state, states] = match plan(&input, dims) {
             Some(plan) => tiled::forward(input, plan, dims, options),
             None => portable::forward(input, dims, options),
         };
@@ -130,7 +133,7 @@ impl SelectiveScanOps for CubeBackend {
         options: ScanOptions,
     ) -> ScanGradPrimitives<Self> {
         let dims = dims(&input);
-        match tiled::Plan::new(&input.u.client, dims) {
+        match plan(&input, dims) {
             Some(plan) => tiled::backward(input, states, grad_y, grad_final, plan, dims, options),
             None => portable::backward(input, states, grad_y, grad_final, dims, options),
         }

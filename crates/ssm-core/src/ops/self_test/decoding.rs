@@ -39,8 +39,8 @@ pub(super) fn add_to(suite: &mut Suite) {
     suite.single("decode_set", "3", 0.0, on_device(set));
 }
 
-/// The arguments of a product, and its truth with norm and sum.
-fn products(draw: &mut Draw) -> (Product, Vec<f64>) {
+/// The arguments of a product, and its truth with the norm and, where asked for, a sum.
+fn products(draw: &mut Draw, adds: bool) -> (Product, Vec<f64>) {
     let bound = (D_IN as f32).powf(-0.5);
     let x = draw.constant([BATCH, D_IN + FURTHER], -2.0, 2.0, FloatDType::F32);
     let weight = draw.constant([D_OUT, D_IN], -bound, bound, draw.dtype);
@@ -48,18 +48,19 @@ fn products(draw: &mut Draw) -> (Product, Vec<f64>) {
     let add = draw.constant([BATCH, D_OUT], -1.0, 1.0, FloatDType::F32);
     let rows = Rows { values: &x.values, stride: D_IN + FURTHER };
     let of_norm = Some((&norm.values[..], EPSILON));
-    let truth = host::product(rows, of_norm, &weight.values, Some(&add.values), [BATCH, D_IN]);
+    let added = adds.then_some(&add.values[..]);
+    let truth = host::product(rows, of_norm, &weight.values, added, [BATCH, D_IN]);
     let product = Product {
         x: x.tensor,
         weight: weight.tensor,
         norm: Some((norm.tensor, EPSILON)),
-        add: Some(add.tensor),
+        add: adds.then_some(add.tensor),
     };
     (product, truth)
 }
 
 fn product(draw: &mut Draw) -> Vec<Compared> {
-    let (product, truth) = products(draw);
+    let (product, truth) = products(draw, true);
     vec![("y", values(&decode::product(product)), truth)]
 }
 
@@ -73,9 +74,9 @@ fn convs(draw: &mut Draw) -> (Conv, [Vec<f64>; 3]) {
 }
 
 fn product_conv(draw: &mut Draw) -> Vec<Compared> {
-    let (product, mut truth) = products(draw);
+    let (product, mut truth) = products(draw, false);
     let (conv, [taps, bias, mut past]) = convs(draw);
-    // The product reads its sum, the convolution what comes of that.
+    // The convolution reads what comes of the product.
     let (y, moved) = decode::product_conv(product, conv);
     let rows = Rows { values: &truth, stride: D_OUT };
     let u = host::conv(rows, &taps, Some(&bias), &mut past, [BATCH, CHANNELS]);
@@ -101,25 +102,20 @@ fn state(draw: &mut Draw) -> Vec<Compared> {
     let z = draw.constant([BATCH, stride], -2.0, 2.0, draw.dtype);
     let projected = draw.constant([BATCH, dt_rank + 2 * d_state], -1.0, 1.0, draw.dtype);
     let dt_weight = draw.constant([d_inner, dt_rank], -0.5, 0.5, draw.dtype);
-    let dt_bias_d = draw.constant([2, d_inner], -2.0, 1.0, FloatDType::F32);
-    let a_log = draw.constant([d_inner, d_state], -1.0, 2.0, FloatDType::F32);
+    let params = draw.constant([d_inner, d_state + 4], -1.0, 1.0, FloatDType::F32);
     let before = draw.constant([BATCH, d_inner, d_state], -1.0, 1.0, FloatDType::F32);
-    let params = StateParams {
-        dt_weight: &dt_weight.values,
-        dt_bias_d: &dt_bias_d.values,
-        a_log: &a_log.values,
-    };
+    let of_host = StateParams { dt_weight: &dt_weight.values, params: &params.values };
     let mut after = before.values;
 
     let [of_u, of_z] = [&u.values, &z.values].map(|values| Rows { values, stride });
-    let truth = host::state(of_u, of_z, &projected.values, params, &mut after, BATCH);
+    let sizes = [BATCH, d_inner, d_state];
+    let truth = host::state(of_u, of_z, &projected.values, of_host, &mut after, sizes);
     let (y, moved) = decode::state(StateStep {
         u: u.tensor,
         z: z.tensor,
         projected: projected.tensor,
         dt_weight: dt_weight.tensor,
-        dt_bias_d: dt_bias_d.tensor,
-        a_log: a_log.tensor,
+        params: params.tensor,
         state: before.tensor,
     });
     vec![("y", values(&y), truth), ("state", values(&moved), after)]

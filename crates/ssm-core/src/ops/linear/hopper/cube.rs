@@ -20,7 +20,7 @@ use super::{
     plan::{Plan, Problem},
     program::{Inner, TILE_K, Tile, UNITS, WARP_ROWS},
 };
-use crate::ops::cube::{elem, empty, empty_f32, independent, is_cuda, vector_size};
+use crate::ops::cube::{elem, empty, empty_f32, independent, is_cuda, take_slow_path, vector_size};
 
 type B = CubeBackend;
 
@@ -41,7 +41,13 @@ pub(in crate::ops::linear) fn product(
     rhs: &CubeTensor,
     dtype: DType,
 ) -> Option<CubeTensor> {
-    Some(Call::new(&[lhs], rhs, dtype)?.run())
+    if !is_meant([lhs, rhs], dtype) {
+        return None;
+    }
+    let call = Call::new(&[lhs], rhs, dtype);
+    let call =
+        call.inspect_err(|why| take_slow_path("linear", &rhs.client, "CubeK's kernels", why));
+    Some(call.ok()?.run())
 }
 
 /// The sum of the products of each of `lhs` with its rows of `rhs`, in their order, if the kernel takes
@@ -51,7 +57,18 @@ pub(in crate::ops::linear) fn sum_of_products(
     rhs: &CubeTensor,
     dtype: DType,
 ) -> Option<CubeTensor> {
-    Some(Call::new(&lhs, rhs, dtype)?.run())
+    if !is_meant([lhs[0], rhs], dtype) {
+        return None;
+    }
+    // Otherwise these are two products and their sum.
+    Some(Call::new(&lhs, rhs, dtype).ok()?.run())
+}
+
+/// Whether the kernel is there for products of such types on this device.
+fn is_meant(operands: [&CubeTensor; 2], dtype: DType) -> bool {
+    is_hopper(&operands[0].client)
+        && operands.iter().all(|operand| operand.dtype == DType::BF16)
+        && [DType::BF16, DType::F32].contains(&dtype)
 }
 
 /// Whether the copy engine can address the rows of a row-major matrix.
@@ -67,9 +84,9 @@ fn takes(matrix: &CubeTensor) -> bool {
 }
 
 /// An operand's memory, row-major, and which axis is inside.
-fn operand(matrix: &CubeTensor, summed: usize) -> Option<(CubeTensor, Inner)> {
+fn operand(matrix: &CubeTensor, summed: usize) -> Result<(CubeTensor, Inner), &'static str> {
     if matrix.dtype != DType::BF16 || matrix.qparams.is_some() || matrix.meta.is_tiled() {
-        return None;
+        return Err("an operand is not a plain matrix in bf16");
     }
     let inside = if matrix.meta.strides()[1] == 1 { 1 } else { 0 };
     let memory = match inside {
@@ -77,7 +94,10 @@ fn operand(matrix: &CubeTensor, summed: usize) -> Option<(CubeTensor, Inner)> {
         _ => B::float_swap_dims(matrix.clone(), 0, 1),
     };
     let inner = if inside == summed { Inner::Summed } else { Inner::Kept };
-    takes(&memory).then_some((memory, inner))
+    match takes(&memory) {
+        true => Ok((memory, inner)),
+        false => Err("an operand has rows that are no multiple of 16 bytes"),
+    }
 }
 
 /// A product that the kernel takes.
@@ -93,38 +113,39 @@ struct Call {
 }
 
 impl Call {
-    fn new(lhs: &[&CubeTensor], rhs: &CubeTensor, dtype: DType) -> Option<Self> {
+    /// The error is why the kernel does not take it.
+    fn new(lhs: &[&CubeTensor], rhs: &CubeTensor, dtype: DType) -> Result<Self, &'static str> {
         let client = &rhs.client;
-        if !is_hopper(client) || ![DType::BF16, DType::F32].contains(&dtype) {
-            return None;
-        }
         let terms: Vec<usize> = lhs.iter().map(|lhs| lhs.shape()[1]).collect();
-        let operands: Option<Vec<_>> = lhs.iter().map(|lhs| operand(lhs, 1)).collect();
+        let (first, lhs_inner) = operand(lhs[0], 1)?;
         let (rhs, rhs_inner) = operand(rhs, 0)?;
-        let mut operands = operands?.into_iter();
-        let (first, lhs_inner) = operands.next()?;
-        let next = match operands.next() {
-            // The next operand begins with a piece.
-            Some((_, inner)) if inner != lhs_inner || !terms[0].is_multiple_of(TILE_K) => {
-                return None;
-            }
-            Some((next, _)) => next,
+        let next = match lhs.get(1) {
             None => first.clone(),
+            Some(next) => {
+                let (next, inner) = operand(next, 1)?;
+                // The next operand begins with a piece.
+                if inner != lhs_inner || !terms[0].is_multiple_of(TILE_K) {
+                    return Err("the operands of a sum do not continue each other");
+                }
+                next
+            }
         };
         let [m, n, k] = [lhs[0].shape()[0], rhs_columns(&rhs, rhs_inner), terms.iter().sum()];
         // Sizes that the copy engine can count, and rows that it can write.
-        if [m, n, k].into_iter().any(|size| size == 0 || i32::try_from(size).is_err())
-            || !(n * dtype.size()).is_multiple_of(UNIT)
-        {
-            return None;
+        if [m, n, k].into_iter().any(|size| size == 0 || i32::try_from(size).is_err()) {
+            return Err("a matrix is empty or has an axis of 2^31");
+        }
+        if !(n * dtype.size()).is_multiple_of(UNIT) {
+            return Err("the result has rows that are no multiple of 16 bytes");
         }
         let wide = dtype == DType::F32;
         let problem = Problem { m, n, k, lhs: lhs_inner, rhs: rhs_inner, wide };
-        let processors = client.properties().hardware.num_streaming_multiprocessors?;
+        let processors = client.properties().hardware.num_streaming_multiprocessors;
+        let processors = processors.ok_or("the device does not say how many processors it has")?;
         let plan = Plan::new(problem, processors as usize);
         let pieces_first = terms[0].div_ceil(TILE_K);
         let lhs = [first, next];
-        Some(Self { lhs, rhs, pieces_first, shape: [m, n], dtype, plan })
+        Ok(Self { lhs, rhs, pieces_first, shape: [m, n], dtype, plan })
     }
 
     fn run(self) -> CubeTensor {

@@ -4,8 +4,7 @@ use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
 use super::kernel::{Variant, scan_bwd, scan_fwd};
 use crate::ops::{
-    cube::{cast, check_fits, elem, empty_f32, independent, part, rows},
-    kernel::pack,
+    cube::{cast, check_fits, empty_f32, independent, packed, part},
     primitive::Maybe,
     selective_scan::{
         cube::reduce,
@@ -29,38 +28,6 @@ struct Packed {
     rows: CubeTensor,
     params: CubeTensor,
     variant: Variant,
-}
-
-/// Writes tensors, each followed by room up to its reserved length, into one f32 buffer.
-fn packed(parts: Vec<(Option<CubeTensor>, usize)>, like: &CubeTensor) -> CubeTensor {
-    let len = parts.iter().map(|(_, len)| len).sum();
-    check_fits("selective_scan", "a packed buffer", len, like);
-    let to = empty_f32(like, [len]);
-    let mut offset = 0;
-    for (tensor, reserved) in parts {
-        if let Some(tensor) = tensor {
-            let tensor = rows(tensor);
-            let len = tensor.meta.num_elements();
-            let (count, dim) = independent(len);
-            let dtype = elem(&tensor);
-            // SAFETY: the kernel checks `len`, the length of what it reads; what it writes ends where
-            // the next part begins.
-            unsafe {
-                pack::launch_unchecked(
-                    &to.client.clone(),
-                    count,
-                    dim,
-                    tensor.into_tensor_arg(),
-                    to.clone().into_tensor_arg(),
-                    len,
-                    offset,
-                    dtype,
-                );
-            }
-        }
-        offset += reserved;
-    }
-    to
 }
 
 impl Packed {
@@ -97,6 +64,7 @@ impl Packed {
         if grad_y.is_some() {
             steps.push((grad_y, n_steps));
         }
+        let rows = vec![(Some(input.b), n_rows), (Some(input.c), n_rows)];
         let params = vec![
             (Some(input.a), d_inner * d_state),
             (d, d_inner),
@@ -106,9 +74,9 @@ impl Packed {
             (resets, batch * seq_len),
         ];
         Self {
-            steps: packed(steps, &like),
-            rows: packed(vec![(Some(input.b), n_rows), (Some(input.c), n_rows)], &like),
-            params: packed(params, &like),
+            steps: packed("selective_scan", steps, &like),
+            rows: packed("selective_scan", rows, &like),
+            params: packed("selective_scan", params, &like),
             variant,
         }
     }
@@ -175,10 +143,12 @@ pub(in crate::ops::selective_scan) fn backward(
     let (n_steps, n_state) = (batch * seq_len * d_inner, batch * d_inner * d_state);
     let n_row_grads = n_groups * slices * per_channel;
     check_fits("selective_scan", "the gradient of `b` and `c`", n_row_grads, &like);
-    let scratch = empty_f32(&like, [CHUNK * packed.variant.block * units]);
     let grads = empty_f32(&like, [if packed.variant.z { 3 } else { 2 } * n_steps]);
     let row_grads = empty_f32(&like, [n_row_grads]);
-    let param_grads = empty_f32(&like, [2 * n_state + 2 * batch * d_inner]);
+    let scratch = CHUNK * packed.variant.block * units;
+    let n_param_grads = 2 * (n_state + batch * d_inner) + scratch;
+    check_fits("selective_scan", "the gradient of the parameters", n_param_grads, &like);
+    let param_grads = empty_f32(&like, [n_param_grads]);
     let (count, dim) = independent(units);
     // SAFETY: as in `forward`.
     unsafe {
@@ -190,7 +160,6 @@ pub(in crate::ops::selective_scan) fn backward(
             packed.rows.into_tensor_arg(),
             packed.params.into_tensor_arg(),
             states.into_tensor_arg(),
-            scratch.into_tensor_arg(),
             grads.clone().into_tensor_arg(),
             row_grads.clone().into_tensor_arg(),
             param_grads.clone().into_tensor_arg(),

@@ -185,19 +185,18 @@ pub(super) fn scan_fwd(
 }
 
 /// Gradients. Further buffers, written and read again by the unit that owns the place:
-/// - `scratch`: `[chunk * block, units]`, the states inside of a chunk
 /// - `grads`: gradients of `u`, `delta`, `z`, each `[batch, seq_len, d_inner]`
 /// - `row_grads`: `[batch, n_groups * slices, seq_len, 2, d_state]`, to be summed over slices of
 ///   `width` channels, the units
 /// - `param_grads`: of `a [batch, d_inner, d_state]`, `d` and `bias` `[batch, d_inner]`, to be summed
-///   over the batch, and of `initial [batch, d_inner, d_state]`
+///   over the batch, of `initial [batch, d_inner, d_state]`, and behind them as scratch the states inside
+///   of a chunk, `[chunk * block, units]`: WebGPU binds seven tensors
 #[cube(launch_unchecked)]
 pub(super) fn scan_bwd(
     steps: &Tensor<f32>,
     rows: &Tensor<f32>,
     params: &Tensor<f32>,
     states: &Tensor<f32>,
-    scratch: &mut Tensor<f32>,
     grads: &mut Tensor<f32>,
     row_grads: &mut Tensor<f32>,
     param_grads: &mut Tensor<f32>,
@@ -219,6 +218,7 @@ pub(super) fn scan_bwd(
         let start = unit % slices * width;
         let stop = select(start + width < s.per_group, start + width, s.per_group);
         let n_state = batch * d_inner * d_state;
+        let scratch = 2 * (n_state + batch * d_inner) + unit;
         for inside_group in start..stop {
             let channel = group * s.per_group + inside_group;
             let owner = entry * d_inner + channel;
@@ -281,7 +281,7 @@ pub(super) fn scan_bwd(
                                 (row * n_groups + group) * d_state + select(inside, first + i, 0);
                             let b = select(inside, rows[n], 0.0);
                             h[i] = (dt * a[i]).exp() * h[i] + dt * b * u;
-                            scratch[((t - from) * k.block + i) * units + unit] = h[i];
+                            param_grads[scratch + ((t - from) * k.block + i) * units] = h[i];
                         }
                     }
                     // `h` is the state after step `t` throughout.
@@ -323,7 +323,7 @@ pub(super) fn scan_bwd(
                                 let b = rows[n];
                                 let c = rows[s.n_rows + n];
                                 let before = if t > from {
-                                    scratch[((t - 1 - from) * k.block + i) * units + unit]
+                                    param_grads[scratch + ((t - 1 - from) * k.block + i) * units]
                                 } else {
                                     states[saved + (first + i) * d_inner]
                                 };

@@ -1,4 +1,4 @@
-//! The scan for devices of which nothing is known: at most eight buffers, f32, no exchange between units.
+//! The scan for devices of which nothing is known: at most seven tensors, f32, no exchange between units.
 
 mod cube;
 mod kernel;

@@ -12,7 +12,7 @@ use super::{
 use crate::ops::{
     cube::{
         cast, check_fits, check_len, elem, empty, empty_f32, has_planes, independent, is_cuda,
-        rows, rows_f32, rows_f32_or, rows_or,
+        lacks_planes, rows, rows_f32, rows_f32_or, rows_or,
     },
     primitive::Maybe,
     selective_scan::{
@@ -24,6 +24,9 @@ use crate::ops::{
 
 /// Most states of a channel: 32 lanes with 8 each.
 const MAX_STATES: usize = 256;
+
+/// Most planes of a cube.
+const PLANES: usize = 4;
 
 /// Multiprocessors of a device that does not say.
 const MULTIPROCESSORS: usize = 64;
@@ -46,27 +49,44 @@ pub(in crate::ops::selective_scan) struct Plan {
     slices: usize,
     seg_len: usize,
     n_segments: usize,
+    /// Along the first axis of a launch.
+    most_cubes: usize,
 }
 
 impl Plan {
-    /// `None` if the device or the problem is not one for these kernels.
-    pub(in crate::ops::selective_scan) fn new(client: &Client, dims: ScanDims) -> Option<Self> {
-        if !has_planes(client) || dims.d_state > MAX_STATES {
-            return None;
+    /// The error is why the device or the problem is not one for these kernels.
+    pub(in crate::ops::selective_scan) fn new(
+        client: &Client,
+        dims: ScanDims,
+    ) -> Result<Self, String> {
+        if !has_planes(client) {
+            return Err(lacks_planes(client));
         }
         let hardware = &client.properties().hardware;
-        let processors =
-            hardware.num_streaming_multiprocessors.map_or(MULTIPROCESSORS, |n| n as usize);
-        let plan = Self::on(processors, is_cuda(client), dims);
-        let bytes = plan.variant.shared_bytes();
-        let fits = bytes <= hardware.max_shared_memory_size
-            && plan.cubes(dims) <= hardware.max_cube_count.0 as usize;
-        fits.then_some(plan)
+        let plan = Self::on(
+            hardware.num_streaming_multiprocessors.map_or(MULTIPROCESSORS, |n| n as usize),
+            hardware.max_shared_memory_size,
+            is_cuda(client),
+            dims,
+        )?;
+        let (x, y, _) = hardware.max_cube_count;
+        let most = [x, y].map(|most| most as usize);
+        let [in_x, in_y] = plan.axes(dims, most[0]);
+        if in_x > most[0] || in_y > most[1] {
+            let cubes = plan.cubes(dims);
+            return Err(format!(
+                "it launches at most {most:?} cubes, which {cubes} do not fit into"
+            ));
+        }
+        Ok(Self { most_cubes: most[0], ..plan })
     }
 
-    /// The plan for a device with this many multiprocessors.
-    fn on(processors: usize, cuda: bool, dims: ScanDims) -> Self {
+    /// The plan for a device with this many multiprocessors and bytes of shared memory.
+    fn on(processors: usize, shared: usize, cuda: bool, dims: ScanDims) -> Result<Self, String> {
         let ScanDims { batch, seq_len, d_state, n_groups, .. } = dims;
+        if d_state > MAX_STATES {
+            return Err(format!("`d_state` is {d_state}, above {MAX_STATES}"));
+        }
         // Registers hold the states of a tile: `steps * per`.
         let (lanes, per, steps) = match d_state.next_power_of_two() {
             padded @ 1..=4 => (1, padded, 8),
@@ -77,7 +97,7 @@ impl Plan {
             lanes,
             per,
             steps,
-            planes: 4,
+            planes: PLANES,
             d: false,
             z: false,
             bias: false,
@@ -89,6 +109,15 @@ impl Plan {
             cuda,
             local: false,
         };
+        while variant.shared_bytes() > shared {
+            if variant.planes == 1 {
+                let bytes = variant.shared_bytes();
+                return Err(format!(
+                    "`d_state` {d_state} needs {bytes} bytes of shared memory, it has {shared}"
+                ));
+            }
+            variant.planes /= 2;
+        }
         let cubes = |variant: &Variant| {
             batch * n_groups * dims.channels_per_group().div_ceil(variant.channels())
         };
@@ -102,21 +131,29 @@ impl Plan {
             variant.planes /= 2;
         }
         let vector = [4, 2, 1].into_iter().find(|v| d_state.is_multiple_of(*v) && *v <= per);
-        Self {
+        Ok(Self {
             slices: dims.channels_per_group().div_ceil(variant.channels()),
             variant,
             vector: vector.unwrap_or(1),
             seg_len,
             n_segments: seq_len.div_ceil(seg_len),
-        }
+            most_cubes: usize::MAX,
+        })
     }
 
     fn cubes(&self, dims: ScanDims) -> usize {
         dims.batch * self.n_segments * dims.n_groups * self.slices
     }
 
+    /// Cubes along two axes, of which the first takes `most`: those of a batch entry stay together.
+    fn axes(&self, dims: ScanDims, most: usize) -> [usize; 2] {
+        let cubes = self.cubes(dims);
+        if cubes <= most { [cubes, 1] } else { [cubes / dims.batch, dims.batch] }
+    }
+
     fn grid(&self, dims: ScanDims) -> (CubeCount, CubeDim) {
-        let count = CubeCount::Static(self.cubes(dims) as u32, 1, 1);
+        let [x, y] = self.axes(dims, self.most_cubes).map(|cubes| cubes as u32);
+        let count = CubeCount::Static(x, y, 1);
         (count, CubeDim::new_1d(self.variant.units() as u32))
     }
 
@@ -420,5 +457,47 @@ pub(in crate::ops::selective_scan) fn backward(
             .into_option()
             .map(|like| cast(grad_initial, like.dtype))
             .into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIMS: ScanDims =
+        ScanDims { batch: 8, seq_len: 2048, d_inner: 1536, d_state: 16, n_groups: 1 };
+
+    fn plan(d_state: usize, shared: usize) -> Result<Plan, String> {
+        Plan::on(132, shared, true, ScanDims { d_state, ..DIMS })
+    }
+
+    #[test]
+    fn cubes_have_fewer_planes_where_shared_memory_is_short() {
+        let hopper = 232_448;
+        for (d_state, shared, planes) in
+            [(16, 49_152, 4), (128, hopper, 4), (256, hopper, 1), (128, 49_152, 1), (64, 49_152, 4)]
+        {
+            let plan = plan(d_state, shared).unwrap();
+            assert_eq!(plan.variant.planes, planes, "d_state {d_state} in {shared} bytes");
+            assert!(plan.variant.shared_bytes() <= shared);
+            assert_eq!(plan.slices, 1536_usize.div_ceil(plan.variant.channels()));
+        }
+    }
+
+    #[test]
+    fn what_the_kernels_cannot_do_has_a_reason() {
+        assert_eq!(plan(257, 1 << 20).unwrap_err(), "`d_state` is 257, above 256");
+        assert_eq!(
+            plan(256, 49_152).unwrap_err(),
+            "`d_state` 256 needs 196608 bytes of shared memory, it has 49152"
+        );
+    }
+
+    #[test]
+    fn many_cubes_lie_along_two_axes() {
+        let plan = plan(16, 49_152).unwrap();
+        let cubes = plan.cubes(DIMS);
+        assert_eq!(plan.axes(DIMS, cubes), [cubes, 1]);
+        assert_eq!(plan.axes(DIMS, cubes - 1), [cubes / 8, 8]);
     }
 }
