@@ -22,8 +22,9 @@ use crate::ops::{
     },
 };
 
-/// Most states of a channel: 32 lanes with 8 each.
-const MAX_STATES: usize = 256;
+/// Most states of a channel: 16 lanes with 8 each. Twice as many give the right numbers on Vulkan, but
+/// NVRTC took more than a minute over what that unrolls to.
+const MAX_STATES: usize = 128;
 
 /// Most planes of a cube.
 const PLANES: usize = 4;
@@ -475,7 +476,7 @@ mod tests {
     fn cubes_have_fewer_planes_where_shared_memory_is_short() {
         let hopper = 232_448;
         for (d_state, shared, planes) in
-            [(16, 49_152, 4), (128, hopper, 4), (256, hopper, 1), (128, 49_152, 1), (64, 49_152, 4)]
+            [(16, 49_152, 4), (128, hopper, 4), (128, 49_152, 1), (64, 49_152, 4)]
         {
             let plan = plan(d_state, shared).unwrap();
             assert_eq!(plan.variant.planes, planes, "d_state {d_state} in {shared} bytes");
@@ -486,10 +487,10 @@ mod tests {
 
     #[test]
     fn what_the_kernels_cannot_do_has_a_reason() {
-        assert_eq!(plan(257, 1 << 20).unwrap_err(), "`d_state` is 257, above 256");
+        assert_eq!(plan(129, 1 << 20).unwrap_err(), "`d_state` is 129, above 128");
         assert_eq!(
-            plan(256, 49_152).unwrap_err(),
-            "`d_state` 256 needs 196608 bytes of shared memory, it has 49152"
+            plan(128, 32_768).unwrap_err(),
+            "`d_state` 128 needs 49152 bytes of shared memory, it has 32768"
         );
     }
 
