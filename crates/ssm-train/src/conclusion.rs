@@ -119,9 +119,10 @@ pub fn rebuild<T: Task>(
         if held.is_some() && is_over() { task.conclude(&model)? } else { Outcome::default() };
     let page = page(&config, run_dir, &task, newest.position(), outcome)?;
     let report = run_dir.join(run_dir::REPORT);
+    atomic::sweep(run_dir)?;
     // One that is over by now has written a page that holds more.
     if held.is_some() || !is_over() {
-        atomic::replace_among_others(&report, page.as_bytes())?;
+        atomic::replace(&report, page.as_bytes())?;
     }
     Ok(report)
 }

@@ -123,6 +123,7 @@ impl RunDir {
         let lock = lock(path)?;
         // Again, now that nobody else can change the answer.
         Self::check(path, resume)?;
+        atomic::sweep(path)?;
         Checkpoints::of_run(path).prepare()?;
         Ok(Self { path: path.to_owned(), lock })
     }
@@ -355,6 +356,7 @@ pub(crate) fn turn(dir: &Path) -> Result<File, Error> {
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(atomic::save("write", &path))?;
     file.lock().map_err(atomic::save("lock", &path))?;
+    atomic::sweep(dir)?;
     Ok(file)
 }
 
