@@ -14,6 +14,7 @@ use crate::{
     position::{Best, Position},
     report::{self, RunReport, Table},
     result::RunResult,
+    resume,
     run_dir::{self, Holder, RunDir},
     task::{Outcome, Task, TaskConfig},
 };
@@ -33,13 +34,15 @@ pub struct Summary {
     pub stopped_early: bool,
     /// Scores on the test split, with tables.
     pub result: RunResult,
+    /// What the configuration was before, if the run was resumed with another one.
+    pub changes: Option<Table>,
 }
 
 impl Summary {
     /// Tables for the terminal; the first one sums the run up.
     #[must_use]
-    pub fn tables(&self) -> &[Table] {
-        &self.result.tables
+    pub fn tables(&self) -> Vec<Table> {
+        self.result.tables.iter().chain(&self.changes).cloned().collect()
     }
 }
 
@@ -82,6 +85,7 @@ pub(crate) fn conclude<T: Task>(
         best: position.best,
         stopped_early: position.out_of_patience(config.train.patience) && !plan.ends(position.step),
         result,
+        changes: resume::history(&run_dir::info(run.path())?.sessions),
     })
 }
 
@@ -160,11 +164,13 @@ fn page<T: Task>(
         facts.push(fact("version", format!("{} on Burn {}", session.version, session.burn)));
         facts.extend(session.build_commit.clone().map(|commit| fact("built from commit", commit)));
     }
+    let mut tables = outcome.tables;
+    tables.extend(resume::history(&info.sessions));
     Ok(report::html(&RunReport {
         name: config.run.name.clone(),
         subtitle: vec![task.describe()],
         facts,
-        tables: outcome.tables,
+        tables,
         figures,
     }))
 }
