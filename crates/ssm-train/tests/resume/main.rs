@@ -339,7 +339,8 @@ fn a_loss_that_is_not_finite_never_reaches_the_weights() {
     let error = run(&cut, false, &["nan=16"]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the loss NaN (gradient norm NaN) is not finite at step 16 (step 14 is saved)"
+        "the loss NaN (gradient norm NaN) is not finite at step 16 (step 14 is saved), from row 8, \
+         row 15, row 29, row 34 and 4 more"
     );
     assert!(matches!(error, Error::NonFinite { step: 16, .. }));
     assert_eq!(checkpoints(&cut).steps().unwrap(), [7, 14]);
