@@ -3,6 +3,7 @@
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
     fs,
     io::Write,
     path::Path,
@@ -247,6 +248,7 @@ fn weights_of_runs() -> Reader {
     manifest.as_object_mut().unwrap().remove("sha256").unwrap();
     let device = ssm_train::device::open("flex", 0).unwrap().autodiff();
     let good = files.clone();
+    let runs = Cell::new(0_u64);
     Reader::new(files.into(), move |name, bytes| {
         let _ = &dir;
         for (other, bytes) in &good {
@@ -257,10 +259,17 @@ fn weights_of_runs() -> Reader {
         manifest["files"][name]["bytes"] = bytes.len().into();
         manifest["files"][name]["sha256"] = sha256(bytes).into();
         put(&folder.join("manifest.json"), manifest.to_string().as_bytes());
-        let read = all.load(step).and_then(|checkpoint| {
+        let fresh = || {
             let settings = config.settings(Vec::new());
-            let (_, model) =
-                MilTask::new(&config.task, &config.data, &config.model, &settings, &device)?;
+            MilTask::new(&config.task, &config.data, &config.model, &settings, &device)
+        };
+        // Burn keeps the graphs of parameters that are gone until something is differentiated.
+        if runs.replace(runs.get() + 1) % 500 == 499 {
+            let (task, model) = fresh().unwrap();
+            task.loss(&model, task.batch(0).unwrap()).mean.backward();
+        }
+        let read = all.load(step).and_then(|checkpoint| {
+            let (_, model) = fresh()?;
             let model = checkpoint.model(model)?;
             checkpoint.optimizer(optim::build(&config.optim, &model, &device)).map(drop)
         });
