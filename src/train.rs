@@ -86,7 +86,7 @@ impl TaskVisitor for Train<'_> {
         if json {
             return print(&format!("{}\n", as_json(&summary)));
         }
-        print_tables(summary.tables(), false)?;
+        print_tables(&summary.tables(), false)?;
         print(&format!(
             "\nrun     {}\nreport  {}\n",
             summary.run_dir.display(),

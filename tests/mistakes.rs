@@ -234,6 +234,8 @@ fn weights_of_another_type_are_named_and_nothing_panics() {
         let sha256 = Sha256::digest(&bytes);
         value["files"]["model.bpk"]["sha256"] =
             sha256.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into();
+        // As older versions wrote it, which did not vouch for itself.
+        value.as_object_mut().unwrap().remove("sha256");
         replace(&manifest, value.to_string().as_bytes());
     };
     let said = |problem: &str| {
@@ -292,4 +294,52 @@ fn what_is_no_run_and_no_command_is_said_so() {
     let ended = desk.train(&desk.path("none.toml").display().to_string(), &[]);
     assert!(ended.stderr.starts_with("error: there is no file `"), "{}", ended.stderr);
     assert_eq!(ended.code, 2);
+}
+
+/// A rate at which the weights are gone after a step.
+#[test]
+fn a_loss_that_is_not_finite_names_samples_of_its_batch() {
+    for (task, optimizer, samples) in [
+        (
+            "forecasting",
+            "adam",
+            "rows 1592 to 1711 of `nyc_airports.csv.gz`, rows 5370 to 5489 of `nyc_airports.csv.gz`, \
+             rows 2104 to 2223 of `nyc_airports.csv.gz`, rows 1706 to 1825 of `nyc_airports.csv.gz` \
+             and 28 more",
+        ),
+        (
+            "lm",
+            "adamw",
+            "sequence 1215 of epoch 1, sequence 3445 of epoch 1, sequence 1738 of epoch 1, sequence \
+             950 of epoch 1 and 28 more",
+        ),
+        (
+            "mil",
+            "adam",
+            "slide `patient_40`, slide `patient_76`, slide `patient_71`, slide `patient_45`",
+        ),
+    ] {
+        let lr = format!("optim.{optimizer}.lr=1e30");
+        let config = format!("configs/{task}/debug.toml");
+        let more = ["--set", &lr, "--set", "schedule={constant={}}"];
+        let ended = Desk::new().train(&config, &more);
+        let error = format!(
+            "error: the loss NaN (gradient norm NaN) is not finite at step 1, from {samples}\n\
+             hint: resume from the last checkpoint with a lower learning rate or \
+             `train.clip_norm`\n"
+        );
+        let start = ended.stderr.find("error: ").unwrap();
+        assert_eq!((&ended.stderr[start..], ended.code), (error.as_str(), 1), "{task}");
+    }
+}
+
+/// Copies of the program that belong to a run are threads, or processes of `mpirun`: no verb starts one.
+#[test]
+fn a_verb_that_is_not_there_is_refused() {
+    for verb in ["__rank", "replica"] {
+        let ended = Desk::new().ssm(&[verb, "1"]);
+        let start = format!("error: unrecognized subcommand '{verb}'\n");
+        assert!(ended.stderr.starts_with(&start), "{}", ended.stderr);
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""));
+    }
 }

@@ -78,7 +78,8 @@ fn trace(run: &Path) -> (Vec<Value>, Vec<u8>) {
     }
     let checkpoints = run.join("checkpoints");
     let last = fs::read_to_string(checkpoints.join("last")).unwrap();
-    (rows, fs::read(checkpoints.join(last.trim()).join("model.bpk")).unwrap())
+    let last = last.lines().next().unwrap();
+    (rows, fs::read(checkpoints.join(last).join("model.bpk")).unwrap())
 }
 
 /// With a micro-batch for each process not a bit differs; with more, sums have another order.
@@ -153,8 +154,9 @@ fn a_killed_process_stops_the_others() {
     assert!(ended.stderr.contains(said), "{}", ended.stderr);
 }
 
-fn step(checkpoint: &str) -> u64 {
-    checkpoint.trim().trim_start_matches("step_").parse().unwrap()
+/// The step that `last` names in its first line.
+fn step(last: &str) -> u64 {
+    last.lines().next().unwrap().trim_start_matches("step_").parse().unwrap()
 }
 
 /// The one that writes finishes the step with the others and saves.

@@ -131,8 +131,8 @@ score() {
     rm -rf "$OUT/scored/$1"
     cp -r "$OUT/runs/$1" "$OUT/scored/$1"
     # Without its best weights a run scores its last ones.
-    best=$(cat "$OUT/scored/$1/checkpoints/best" 2> /dev/null || true)
-    if [ "$WEIGHTS" = last ] && [ "$best" != "$(cat "$OUT/scored/$1/checkpoints/last")" ] && [ -n "$best" ]; then
+    best=$(head -n 1 "$OUT/scored/$1/checkpoints/best" 2> /dev/null || true)
+    if [ "$WEIGHTS" = last ] && [ "$best" != "$(head -n 1 "$OUT/scored/$1/checkpoints/last")" ] && [ -n "$best" ]; then
         rm -r "$OUT/scored/$1/checkpoints/$best"
     fi
     left=$((started + SECS - $(date +%s)))

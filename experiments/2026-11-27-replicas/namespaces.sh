@@ -67,7 +67,7 @@ failed=0
 strip "$work/one/metrics.jsonl" > "$work/one.curve"
 strip "$work/two/metrics.jsonl" > "$work/two.curve"
 for pair in "one.curve two.curve" "one/result.json two/result.json" \
-    "one/checkpoints/$(cat "$work/one/checkpoints/last")/model.bpk two/checkpoints/$(cat "$work/two/checkpoints/last")/model.bpk"; do
+    "one/checkpoints/$(head -n 1 "$work/one/checkpoints/last")/model.bpk two/checkpoints/$(head -n 1 "$work/two/checkpoints/last")/model.bpk"; do
     read -r left right <<< "$pair"
     if cmp "$work/$left" "$work/$right"; then
         echo "equal, byte by byte: $(basename "$left") ($(stat -c %s "$work/$left") bytes)"
@@ -90,5 +90,5 @@ wait $job && { echo "it should have failed"; failed=1; }
 awk -v b="$began" -v e="$(date +%s.%N)" 'BEGIN { printf "all ended after %.1f s\n", e - b }'
 grep -vE '^ *$' "$work/cut.log" | tail -12
 echo "resumed by one process:"
-train cut env --resume --set train.steps=$((10#$(sed 's/step_//' "$work/cut/checkpoints/last") + 20)) 2>&1 | grep -E 'replicas|step' || failed=1
+train cut env --resume --set train.steps=$((10#$(sed -n '1s/step_//p' "$work/cut/checkpoints/last") + 20)) 2>&1 | grep -E 'replicas|step' || failed=1
 exit $failed

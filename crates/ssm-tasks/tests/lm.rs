@@ -196,6 +196,35 @@ fn text_file(n: usize) -> (tempfile::TempDir, String) {
     (dir, data)
 }
 
+/// What a message calls a sequence is where it lies in the text.
+#[test]
+fn sequences_are_named_by_their_tokens() {
+    let (dir, data) = text_file(400);
+    let data = data.replace("chars", "bytes");
+    let path = dir.path().join("text.txt");
+    let text = std::fs::read(&path).unwrap();
+    for (bptt, accumulate) in [(Bptt::Reset, 1), (Bptt::Carry, 2)] {
+        let options = LmOptions { seq_len: 8, bptt, ..Default::default() };
+        let (task, _) = task(&options, &data, |settings| settings.accumulate = accumulate);
+        let index = task.batches_per_epoch() + accumulate as u64;
+        let len = 8 * accumulate;
+        let names = task.samples(index);
+        let batches: Vec<LmBatch> =
+            (0..accumulate as u64).map(|part| task.batch(index + part).unwrap()).collect();
+        assert_eq!(names.len(), 2);
+        for (row, name) in names.iter().enumerate() {
+            let file = format!(" of `{}`", path.display());
+            let tokens = name.strip_prefix("tokens ").and_then(|name| name.strip_suffix(&file));
+            let (first, last) = tokens.and_then(|tokens| tokens.split_once(" to ")).unwrap();
+            let [first, last] = [first, last].map(|token| token.parse::<usize>().unwrap());
+            assert_eq!(last + 1 - first, len, "{name}");
+            let inputs = batches.iter().flat_map(|batch| &batch.inputs[row * 8..][..8]);
+            let read: Vec<u8> = inputs.map(|token| *token as u8).collect();
+            assert_eq!(read, text[first..=last], "{name}");
+        }
+    }
+}
+
 #[test]
 fn a_carried_state_sees_the_whole_sequence() {
     let (_dir, data) = text_file(400);

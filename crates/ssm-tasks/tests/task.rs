@@ -38,6 +38,22 @@ fn batches_are_pure_in_their_index_and_cover_an_epoch() {
     assert_eq!(starts.len(), 240, "no window comes twice in an epoch");
 }
 
+/// What a message calls a window is where the user finds it in the file.
+#[test]
+fn windows_are_named_by_their_rows() {
+    let (task, _) = task(&options(""), &dlinear(), &settings(16), 400).unwrap();
+    let batch = task.batch(17).unwrap();
+    let names = task.samples(17);
+    assert_eq!(names.len(), 16);
+    for (name, x) in names.iter().zip(batch.x.chunks(3 * 24)) {
+        let rows = name.strip_prefix("rows ").and_then(|n| n.strip_suffix(" of `waves.csv`"));
+        let (first, last) = rows.and_then(|rows| rows.split_once(" to ")).unwrap();
+        let [first, last] = [first, last].map(|row| row.parse::<usize>().unwrap());
+        assert_eq!(last + 1 - first, 24 + 6, "{name}");
+        assert_eq!(task.windows().gather(Split::Train, &[first - 1]).x, x, "{name}");
+    }
+}
+
 #[test]
 fn the_last_partial_batch_is_dropped_or_kept() {
     let keep = options("train_drop_last = false");

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use crate::error::Error;
@@ -12,20 +13,51 @@ use crate::error::Error;
 /// Ending of the names that unfinished files and directories have.
 pub(crate) const UNFINISHED: &str = ".tmp";
 
-/// Replaces `path` by a file with these bytes.
+/// Replaces `path` by a file with these bytes; other processes may do so at the same time.
+///
+/// The unfinished file has a name that no other has, and a lock while it is written: by that [`sweep`]
+/// tells it from what a process that was killed left behind.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let temporary = unfinished(path);
-    write(&temporary, bytes)?;
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(format!(".{}.{number}{UNFINISHED}", std::process::id()));
+    let temporary = PathBuf::from(name);
+    let mut file = create_locked(&temporary)?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(save("write", &temporary))?;
     rename(&temporary, path)
 }
 
-/// As [`replace`], where other processes may do so at the same time.
-pub(crate) fn replace_among_others(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut name: OsString = path.as_os_str().to_owned();
-    name.push(format!(".{}{UNFINISHED}", std::process::id()));
-    let temporary = PathBuf::from(name);
-    write(&temporary, bytes)?;
-    rename(&temporary, path)
+/// A new file that nobody sweeps away while it is open.
+fn create_locked(path: &Path) -> Result<File, Error> {
+    loop {
+        let file = File::create(path).map_err(save("write", path))?;
+        file.lock().map_err(save("lock", path))?;
+        // Between the two calls it belonged to nobody.
+        if path.exists() {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes the unfinished files in a directory that no living process writes.
+pub(crate) fn sweep(dir: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(dir).map_err(read("list", dir))? {
+        let path = entry.map_err(read("list", dir))?.path();
+        let is_unfinished = path.as_os_str().as_encoded_bytes().ends_with(UNFINISHED.as_bytes());
+        if !is_unfinished || !path.is_file() {
+            continue;
+        }
+        // One that is gone by now has got its name, or was swept by another process.
+        let Ok(file) = File::open(&path) else { continue };
+        if file.try_lock().is_ok()
+            && let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(save("remove", &path)(error));
+        }
+    }
+    Ok(())
 }
 
 /// Writes a file and waits until the disk has it.
@@ -78,4 +110,51 @@ pub(crate) fn save(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error
 pub(crate) fn read(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
     let (action, path) = (action.to_owned(), path.to_owned());
     move |source| Error::Io { path, action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let name =
+            |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = fs::read_dir(dir).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_nobody_writes_any_more_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["report.html.4711.0.tmp", "report.html.tmp", "report.html", "notes.tmp.txt"] {
+            write(&dir.path().join(name), b"half").unwrap();
+        }
+        fs::create_dir(dir.path().join("of_the_user.tmp")).unwrap();
+        let written = create_locked(&dir.path().join("run.json.4712.3.tmp")).unwrap();
+        sweep(dir.path()).unwrap();
+        let kept = ["notes.tmp.txt", "of_the_user.tmp", "report.html"];
+        assert_eq!(names(dir.path()), [&kept[..], &["run.json.4712.3.tmp"]].concat());
+        drop(written);
+        sweep(dir.path()).unwrap();
+        assert_eq!(names(dir.path()), kept);
+    }
+
+    /// Others look for what was left behind all the time.
+    #[test]
+    fn a_file_that_is_written_is_never_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.html");
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                for _ in 0..300 {
+                    replace(&path, b"a page").unwrap();
+                }
+            });
+            while !writer.is_finished() {
+                sweep(dir.path()).unwrap();
+            }
+        });
+        assert_eq!(names(dir.path()), ["report.html"]);
+    }
 }

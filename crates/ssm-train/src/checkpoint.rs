@@ -2,8 +2,9 @@
 //! manifest.json}`, each written whole or not at all.
 //!
 //! A checkpoint is built in a directory with an unfinished name, the manifest (size and SHA-256 of
-//! every file) last, and gets its name by one rename. `last` and `best` are small files beside the
-//! checkpoints that name one of them. Whoever loads a checkpoint verifies it first.
+//! every file, and of itself) last, and gets its name by one rename. `last` and `best` are small files
+//! beside the checkpoints: the name of one of them in the first line, the SHA-256 of the name in the
+//! second. Whoever loads a checkpoint verifies it first.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,15 +40,40 @@ const DAMAGED: &str = ".damaged";
 
 /// What `manifest.json` says.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Manifest {
     format: u32,
     files: BTreeMap<String, FileEntry>,
+    /// Of `manifest.json` itself without these 64 digits. Older versions did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct FileEntry {
     bytes: u64,
     sha256: String,
+}
+
+impl Manifest {
+    /// The file, which vouches for itself.
+    fn signed(files: BTreeMap<String, FileEntry>) -> Vec<u8> {
+        let mut manifest = Self { format: FORMAT, files, sha256: Some(String::new()) };
+        manifest.sha256 = Some(sha256(&json(&manifest)));
+        json(&manifest)
+    }
+
+    /// That of the checkpoint in `path`.
+    fn load(path: &Path) -> Result<Self, Error> {
+        let bytes = read(path, MANIFEST)?;
+        let manifest: Self = parse(path, MANIFEST, &bytes)?;
+        check_format(path, MANIFEST, manifest.format)?;
+        if let Some(expected) = &manifest.sha256 {
+            let unsigned = String::from_utf8_lossy(&bytes).replacen(expected, "", 1);
+            check_hash(path, MANIFEST, expected, &sha256(unsigned.as_bytes()))?;
+        }
+        Ok(manifest)
+    }
 }
 
 /// The checkpoints of one run.
@@ -123,13 +149,13 @@ impl Checkpoints {
         let unfinished = atomic::unfinished(&path);
         // Not with its parents: a run whose directory was taken away is to stop, not to go on in a new one.
         fs::create_dir(&unfinished).map_err(atomic::save("create the directory", &unfinished))?;
-        let mut manifest = Manifest { format: FORMAT, files: BTreeMap::new() };
+        let mut listed = BTreeMap::new();
         for (name, bytes) in files {
             atomic::write(&unfinished.join(name), bytes)?;
             let entry = FileEntry { bytes: bytes.len() as u64, sha256: sha256(bytes) };
-            manifest.files.insert(name.to_owned(), entry);
+            listed.insert(name.to_owned(), entry);
         }
-        atomic::write(&unfinished.join(MANIFEST), &json(&manifest))?;
+        atomic::write(&unfinished.join(MANIFEST), &Manifest::signed(listed))?;
         atomic::sync_dir(&unfinished)?;
         // Nothing that this run can go on from is in the way: what is newer was set aside.
         self.remove(position.step)?;
@@ -146,8 +172,7 @@ impl Checkpoints {
         for (name, step) in names {
             let path = self.dir.join(name);
             if let Some(step) = step {
-                let text = format!("{}\n", directory_name(step));
-                atomic::replace(&path, text.as_bytes())?;
+                atomic::replace(&path, pointer(step).as_bytes())?;
             } else if path.exists() {
                 fs::remove_file(&path).map_err(atomic::save("remove", &path))?;
             }
@@ -207,6 +232,10 @@ impl Checkpoints {
     /// What is wrong with the newest one, if none is intact; and [`Error::Io`] for one that cannot be
     /// read: that says nothing of what is in it.
     pub fn load_newest(&self) -> Result<Option<Checkpoint>, Error> {
+        // Nothing depends on it here; whoever else reads it should know.
+        if let Err(error) = self.last() {
+            tracing::warn!("{error}");
+        }
         let mut first_error = None;
         for step in self.steps()?.into_iter().rev() {
             match self.load(step) {
@@ -228,32 +257,57 @@ impl Checkpoints {
     /// # Errors
     /// [`Error::Checkpoint`] if there is none or if it is damaged.
     pub fn load_best(&self) -> Result<Checkpoint, Error> {
-        let Some(step) = self.named_best()? else {
+        let Some(step) = self.best()? else {
             return self.load_newest()?.ok_or_else(|| Error::Checkpoint {
                 path: self.dir.clone(),
                 message: "there is none yet".into(),
                 hint: Some("train the run first".into()),
             });
         };
-        self.load(step).or_else(|error| match self.named_best()? {
+        self.load(step).or_else(|error| match self.best()? {
             // A run that goes on has found a better one and removed this one meanwhile.
             Some(better) if better != step => self.load(better),
             _ => Err(error),
         })
     }
 
-    /// The step that `best` names.
-    fn named_best(&self) -> Result<Option<u64>, Error> {
-        let path = self.dir.join(BEST);
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let name = text.trim();
-                let step = step_of(name);
-                step.map(Some).ok_or_else(|| broken(&path, format!("`{name}` names no checkpoint")))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(atomic::read("read", &path)(error)),
-        }
+    /// The step that `last` names; `None` if nothing was saved yet.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if the file is damaged, [`Error::Io`] if it cannot be read.
+    pub fn last(&self) -> Result<Option<u64>, Error> {
+        self.named(LAST)
+    }
+
+    /// The step that `best` names; `None` if nothing was the best yet.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::last`].
+    pub fn best(&self) -> Result<Option<u64>, Error> {
+        self.named(BEST)
+    }
+
+    fn named(&self, file: &str) -> Result<Option<u64>, Error> {
+        let path = self.dir.join(file);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(atomic::read("read", &path)(error)),
+        };
+        let text = String::from_utf8_lossy(&bytes);
+        let name = text.lines().next().unwrap_or_default();
+        // Older versions wrote the name alone.
+        let step = step_of(name).filter(|step| {
+            *text == pointer(*step) || *text == format!("{}\n", directory_name(*step))
+        });
+        step.map(Some).ok_or_else(|| Error::Checkpoint {
+            message: format!(
+                "expected the name of a checkpoint and its SHA-256, got `{}`",
+                text.trim_end().escape_debug()
+            ),
+            path,
+            hint: Some("continue the run with `--resume`, which writes it anew".into()),
+        })
     }
 
     /// Reads the checkpoint of one step and verifies size and SHA-256 of its files.
@@ -262,8 +316,7 @@ impl Checkpoints {
     /// [`Error::Checkpoint`], naming the file that is broken.
     pub fn load(&self, step: u64) -> Result<Checkpoint, Error> {
         let path = self.path(step);
-        let manifest: Manifest = parse(&path, MANIFEST, &read(&path, MANIFEST)?)?;
-        check_format(&path, MANIFEST, manifest.format)?;
+        let manifest = Manifest::load(&path)?;
         let verified = |name: &str| {
             let bytes = read(&path, name)?;
             let entry = manifest
@@ -274,11 +327,7 @@ impl Checkpoints {
             if got != expected {
                 return Err(broken(&path, format!("`{name}` has {got} bytes, not {expected}")));
             }
-            let (expected, got) = (&entry.sha256, sha256(&bytes));
-            if got != *expected {
-                let message = format!("`{name}` has the SHA-256 {got}, not {expected}");
-                return Err(broken(&path, message));
-            }
+            check_hash(&path, name, &entry.sha256, &sha256(&bytes))?;
             Ok(bytes)
         };
         let position: Position = parse(&path, STATE, &verified(STATE)?)?;
@@ -436,6 +485,12 @@ fn directory_name(step: u64) -> String {
     format!("step_{step:08}")
 }
 
+/// What a file that names the checkpoint of a step holds.
+fn pointer(step: u64) -> String {
+    let name = directory_name(step);
+    format!("{name}\n{}\n", sha256(name.as_bytes()))
+}
+
 fn step_of(name: &str) -> Option<u64> {
     let step = name.strip_prefix("step_")?.parse().ok()?;
     (directory_name(step) == name).then_some(step)
@@ -465,10 +520,16 @@ fn check_format(path: &Path, name: &str, format: u32) -> Result<(), Error> {
     Err(broken(path, message))
 }
 
+fn check_hash(path: &Path, name: &str, expected: &str, got: &str) -> Result<(), Error> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(broken(path, format!("`{name}` has the SHA-256 {got}, not {expected}")))
+}
+
 fn json(value: &impl Serialize) -> Vec<u8> {
-    // Structs of numbers and strings with string keys always serialise.
-    #[expect(clippy::unwrap_used, reason = "see above")]
-    let mut bytes = serde_json::to_vec_pretty(value).unwrap();
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .expect("numbers and strings in structs and maps with strings as keys always serialise");
     bytes.push(b'\n');
     bytes
 }

@@ -14,6 +14,7 @@ use crate::{
     position::{Best, Position},
     report::{self, RunReport, Table},
     result::RunResult,
+    resume,
     run_dir::{self, Holder, RunDir},
     task::{Outcome, Task, TaskConfig},
 };
@@ -33,13 +34,15 @@ pub struct Summary {
     pub stopped_early: bool,
     /// Scores on the test split, with tables.
     pub result: RunResult,
+    /// What the configuration was before, if the run was resumed with another one.
+    pub changes: Option<Table>,
 }
 
 impl Summary {
     /// Tables for the terminal; the first one sums the run up.
     #[must_use]
-    pub fn tables(&self) -> &[Table] {
-        &self.result.tables
+    pub fn tables(&self) -> Vec<Table> {
+        self.result.tables.iter().chain(&self.changes).cloned().collect()
     }
 }
 
@@ -82,6 +85,7 @@ pub(crate) fn conclude<T: Task>(
         best: position.best,
         stopped_early: position.out_of_patience(config.train.patience) && !plan.ends(position.step),
         result,
+        changes: resume::history(&run_dir::info(run.path())?.sessions),
     })
 }
 
@@ -119,9 +123,10 @@ pub fn rebuild<T: Task>(
         if held.is_some() && is_over() { task.conclude(&model)? } else { Outcome::default() };
     let page = page(&config, run_dir, &task, newest.position(), outcome)?;
     let report = run_dir.join(run_dir::REPORT);
+    atomic::sweep(run_dir)?;
     // One that is over by now has written a page that holds more.
     if held.is_some() || !is_over() {
-        atomic::replace_among_others(&report, page.as_bytes())?;
+        atomic::replace(&report, page.as_bytes())?;
     }
     Ok(report)
 }
@@ -159,11 +164,13 @@ fn page<T: Task>(
         facts.push(fact("version", format!("{} on Burn {}", session.version, session.burn)));
         facts.extend(session.build_commit.clone().map(|commit| fact("built from commit", commit)));
     }
+    let mut tables = outcome.tables;
+    tables.extend(resume::history(&info.sessions));
     Ok(report::html(&RunReport {
         name: config.run.name.clone(),
         subtitle: vec![task.describe()],
         facts,
-        tables: outcome.tables,
+        tables,
         figures,
     }))
 }

@@ -235,8 +235,11 @@ pub fn all() -> Vec<Found> {
     let compiled = BACKENDS.iter().filter(|backend| backend.compiled).map(|b| b.name);
     let devices =
         compiled.flat_map(|backend| (0..count(backend)).map(move |index| (backend, index)));
+    // One that is lost meanwhile is no device.
     devices
-        .map(|(backend, index)| Found { backend, index, device: device(backend, index) })
+        .filter_map(|(backend, index)| {
+            Some(Found { backend, index, device: device(backend, index)? })
+        })
         .collect()
 }
 
@@ -304,7 +307,14 @@ pub fn count(backend: &str) -> usize {
 /// # Errors
 /// As [`resolve`].
 pub fn open(name: &str, index: usize) -> Result<Device, Error> {
-    let device = device(resolve(name, index)?, index);
+    let backend = resolve(name, index)?;
+    let device = device(backend, index).ok_or_else(|| Error::Device {
+        device: format!("{backend}:{index}"),
+        message: "it was there a moment ago and is gone".into(),
+        hint: Some(
+            "list the devices with `ssm doctor`, and look into the log of the system".into(),
+        ),
+    })?;
     #[cfg(feature = "cube")]
     kernels::forgets(gpu::language(&device) == Some("WGSL"));
     if gpu::is_software(&device) {
@@ -325,16 +335,15 @@ fn plays(backend: &str, device: &str) -> String {
     )
 }
 
-/// The device of a backend that is compiled in and has so many.
-fn device(backend: &str, index: usize) -> Device {
+/// The device of a backend that is compiled in, if it has so many at the moment.
+fn device(backend: &str, index: usize) -> Option<Device> {
     match backend {
         #[cfg(feature = "flex")]
-        "flex" => Device::flex(),
+        "flex" => Some(Device::flex()),
         #[cfg(feature = "ndarray")]
         #[expect(deprecated, reason = "kept as the second CPU route that checks the first")]
-        "ndarray" => Device::ndarray(),
-        // Who asks has counted them.
-        _ => gpu::devices(backend).into_iter().nth(index).expect("a device of this index"),
+        "ndarray" => Some(Device::ndarray()),
+        _ => gpu::devices(backend).into_iter().nth(index),
     }
 }
 

@@ -123,12 +123,14 @@ pub enum Error {
         saved: Option<u64>,
     },
     /// A loss or gradient that is NaN or infinite; the weights were not touched by it.
-    #[error("{what} is not finite at step {step}{}", after_step(.saved))]
+    #[error("{what} is not finite at step {step}{}{}", after_step(.saved), from(.samples))]
     NonFinite {
         /// Optimiser step, counted from 0.
         step: u64,
         /// `the loss`, or the gradient of a named parameter.
         what: String,
+        /// What it was computed from, where the task has names for it.
+        samples: Vec<String>,
         /// What to try.
         hint: Option<String>,
         /// Step of the newest checkpoint.
@@ -293,6 +295,16 @@ fn after_step(saved: &Option<u64>) -> String {
     saved.map(|step| format!(" (step {step} is saved)")).unwrap_or_default()
 }
 
+/// A few of the samples by name, and how many there are besides.
+fn from(samples: &[String]) -> String {
+    let (named, others) = samples.split_at(samples.len().min(4));
+    match (named.join(", "), others.len()) {
+        (_, 0) if named.is_empty() => String::new(),
+        (named, 0) => format!(", from {named}"),
+        (named, others) => format!(", from {named} and {others} more"),
+    }
+}
+
 fn by_process(pid: &Option<u32>) -> String {
     pid.map(|pid| format!(" by process {pid}")).unwrap_or_default()
 }
@@ -363,7 +375,8 @@ mod tests {
         };
         let replica = Error::Replica { rank: 1, size: 2, message: "lost".into(), saved: None };
         let what = "the loss NaN".to_owned();
-        let loss = Error::NonFinite { step: 9, what, hint: None, saved: None };
+        let samples = ["a", "b", "c", "d", "e", "f"].map(str::to_owned).to_vec();
+        let loss = Error::NonFinite { step: 9, what, samples, hint: None, saved: None };
         for (error, before, after) in [
             (
                 device,
@@ -377,8 +390,8 @@ mod tests {
             ),
             (
                 loss,
-                "the loss NaN is not finite at step 9",
-                "the loss NaN is not finite at step 9 (step 7 is saved)",
+                "the loss NaN is not finite at step 9, from a, b, c, d and 2 more",
+                "the loss NaN is not finite at step 9 (step 7 is saved), from a, b, c, d and 2 more",
             ),
         ] {
             assert_eq!(error.to_string(), before);

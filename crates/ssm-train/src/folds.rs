@@ -119,6 +119,7 @@ pub(crate) fn conclude<T: Task>(
         best: None,
         stopped_early: false,
         result,
+        changes: None,
     })
 }
 

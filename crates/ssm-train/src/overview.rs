@@ -12,7 +12,8 @@ use crate::{
     position::Best,
     report::{self, Figure, RunReport, Series, Table, thin},
     result::RunResult,
-    run_dir::{self, Holder},
+    resume,
+    run_dir::{self, Holder, Session},
 };
 
 /// Points that a curve has at most where several runs share a figure.
@@ -39,6 +40,8 @@ pub struct Overview {
     pub started: String,
     /// What computed it last.
     pub backend: String,
+    /// The processes that worked on it, in order.
+    pub sessions: Vec<Session>,
 }
 
 /// Where a run stands.
@@ -113,6 +116,7 @@ impl Overview {
             result,
             started: sessions.first().map(|first| first.started.clone()).unwrap_or_default(),
             backend: sessions.last().map(|last| last.backend.clone()).unwrap_or_default(),
+            sessions,
         })
     }
 }
@@ -193,6 +197,7 @@ pub fn compare(paths: &[PathBuf]) -> Result<(String, Vec<Table>), Error> {
     let mut tables = vec![table(&runs)];
     tables.extend(scores(&runs));
     tables.extend(differences(&names, &configs));
+    tables.extend(changes(&runs));
     let page = report::html(&RunReport {
         name: "Comparison of runs".to_owned(),
         subtitle: vec![names.join(", ")],
@@ -270,6 +275,24 @@ fn differences(names: &[String], configs: &[String]) -> Option<Table> {
         columns: std::iter::once("key".to_owned()).chain(names.iter().cloned()).collect(),
         names: 1,
         rows,
+        note: String::new(),
+    })
+}
+
+/// What runs were resumed with: two that have the same configuration in the end may have come to it on
+/// different ways. `None` if none was resumed with another one.
+fn changes(runs: &[Overview]) -> Option<Table> {
+    let of_run = |run: &Overview| Some((run.name.clone(), resume::history(&run.sessions)?));
+    let mut histories = runs.iter().filter_map(of_run).peekable();
+    let (_, Table { title, columns, .. }) = histories.peek()?.clone();
+    let rows = histories.flat_map(|(name, table)| {
+        table.rows.into_iter().map(move |row| std::iter::once(name.clone()).chain(row).collect())
+    });
+    Some(Table {
+        title,
+        columns: std::iter::once("run".to_owned()).chain(columns).collect(),
+        names: 1,
+        rows: rows.collect(),
         note: String::new(),
     })
 }

@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     plan::{self, Plan},
     report,
-    run_dir::Session,
+    run_dir::{Change, Session},
     task::TaskConfig,
 };
 
@@ -125,6 +125,32 @@ pub(crate) fn table(differences: &[Difference]) -> report::Table {
         rows: sorted.into_iter().map(row).collect(),
         ..report::Table::default()
     }
+}
+
+/// All differences for the record.
+pub(crate) fn changes(differences: &[Difference]) -> Vec<Change> {
+    let change = |difference: &Difference| {
+        let Difference { key, was, is, .. } = difference.clone();
+        Change { key, was, is }
+    };
+    differences.iter().map(change).collect()
+}
+
+/// What the configuration of a run was before, for its report; `None` if it was always the same.
+pub(crate) fn history(sessions: &[Session]) -> Option<report::Table> {
+    let rows: Vec<Vec<String>> = sessions
+        .iter()
+        .flat_map(|session| session.changes.iter().map(|change| (session.from_step, change)))
+        .map(|(step, Change { key, was, is })| {
+            vec![step.to_string(), key.clone(), was.clone(), is.clone()]
+        })
+        .collect();
+    (!rows.is_empty()).then(|| report::Table {
+        title: "Changes of the configuration".into(),
+        columns: ["from step", "key", "was", "is"].map(str::to_owned).to_vec(),
+        rows,
+        ..report::Table::default()
+    })
 }
 
 /// Whether one of the changes makes the run another one than either configuration alone would give.

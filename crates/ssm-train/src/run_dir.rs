@@ -60,6 +60,10 @@ pub struct Session {
     pub started: String,
     /// Optimiser steps that were done by then.
     pub from_step: u64,
+    /// What its configuration differs in from that of the process before it. Where an older version
+    /// wrote it, nothing is known of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
     /// Version of this crate.
     pub version: String,
     /// Version of Burn.
@@ -87,6 +91,17 @@ pub struct Session {
     pub simd: String,
 }
 
+/// A key of the configuration with another value than before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// With all tables that it is in: `optim.adam.lr`.
+    pub key: String,
+    /// The value before, as TOML, or `absent`.
+    pub was: String,
+    /// The value from then on.
+    pub is: String,
+}
+
 fn one() -> usize {
     1
 }
@@ -98,6 +113,7 @@ impl Session {
         Self {
             started: jiff::Timestamp::now().to_string(),
             from_step,
+            changes: Vec::new(),
             version: env!("CARGO_PKG_VERSION").into(),
             burn: BURN_VERSION.into(),
             build_commit: None,
@@ -123,6 +139,7 @@ impl RunDir {
         let lock = lock(path)?;
         // Again, now that nobody else can change the answer.
         Self::check(path, resume)?;
+        atomic::sweep(path)?;
         Checkpoints::of_run(path).prepare()?;
         Ok(Self { path: path.to_owned(), lock })
     }
@@ -215,10 +232,11 @@ impl RunDir {
     /// # Errors
     /// [`Error::Save`].
     pub fn describe(&self, config: &str, info: &RunInfo) -> Result<(), Error> {
-        atomic::replace(&self.path.join(CONFIG), config.as_bytes())?;
         let path = self.path.join(RUN);
         let text = serde_json::to_string_pretty(info).map_err(std::io::Error::from);
-        atomic::replace(&path, (text.map_err(atomic::save("write", &path))? + "\n").as_bytes())
+        atomic::replace(&path, (text.map_err(atomic::save("write", &path))? + "\n").as_bytes())?;
+        // Last: what it no longer says of the sessions before is in the other file by then.
+        atomic::replace(&self.path.join(CONFIG), config.as_bytes())
     }
 }
 
@@ -355,6 +373,7 @@ pub(crate) fn turn(dir: &Path) -> Result<File, Error> {
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = opened.map_err(atomic::save("write", &path))?;
     file.lock().map_err(atomic::save("lock", &path))?;
+    atomic::sweep(dir)?;
     Ok(file)
 }
 

@@ -230,6 +230,13 @@ pub trait Task: Sized + 'static {
     /// Data that cannot be read.
     fn batch(&self, index: u64) -> Result<Self::Batch, Error>;
 
+    /// What the samples of micro-batch `index` are called, for a message that has to name them: a file
+    /// with its rows, a slide. By default they have no names.
+    fn samples(&self, index: u64) -> Vec<String> {
+        let _ = index;
+        Vec::new()
+    }
+
     /// The same as [`Task::batch`], for another thread: the engine then makes the next micro-batch while
     /// the device computes with the last one, and holds one more of them. For tasks that read files as
     /// they train; by default there is none.

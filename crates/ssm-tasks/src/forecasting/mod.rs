@@ -173,11 +173,19 @@ impl Task for ForecastingTask {
     }
 
     fn batch(&self, index: u64) -> Result<WindowBatch, Error> {
-        let (epoch, place) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
-        let order = self.order_of(epoch);
-        let start = place as usize * self.settings.batch_size;
-        let end = order.len().min(start + self.settings.batch_size);
-        Ok(self.windows.gather(Split::Train, &order[start..end]))
+        Ok(self.windows.gather(Split::Train, &self.windows_of(index)))
+    }
+
+    fn samples(&self, index: u64) -> Vec<String> {
+        let file = self.series.path.file_name().map(|name| name.to_string_lossy());
+        let file = file.unwrap_or_else(|| self.series.name.as_str().into());
+        let name = |window: &usize| {
+            // From 1 on, below the header.
+            let first = self.windows.first_row(Split::Train, *window) + 1;
+            let last = first + self.windows.lookback_len() + self.windows.pred_len() - 1;
+            format!("rows {first} to {last} of `{file}`")
+        };
+        self.windows_of(index).iter().map(name).collect()
     }
 
     fn loss(&self, model: &Forecaster, batch: WindowBatch) -> Loss {
@@ -242,6 +250,14 @@ impl ForecastingTask {
             scores.add(&to_host(predicted, device)?, &batch.y);
         }
         Ok(scores)
+    }
+
+    /// The windows of a micro-batch.
+    fn windows_of(&self, index: u64) -> Vec<usize> {
+        let (epoch, place) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
+        let order = self.order_of(epoch);
+        let start = place as usize * self.settings.batch_size;
+        order[start..order.len().min(start + self.settings.batch_size)].to_vec()
     }
 
     /// The windows of an evaluation and how many to take at a time.

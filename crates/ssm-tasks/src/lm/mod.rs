@@ -183,15 +183,11 @@ impl Task for LmTask {
     }
 
     fn batch(&self, index: u64) -> Result<LmBatch, Error> {
-        let (index, part) = (index / self.n_parts, index % self.n_parts);
-        let per_epoch = self.batches_per_epoch() / self.n_parts;
-        let (epoch, place) = (index / per_epoch, index % per_epoch);
-        let (n, size) = (self.n_sequences(), self.settings.batch_size as u64);
-        let places = place * size..n.min((place + 1) * size);
-        let order = Permutation::new(n, self.settings.seed, epoch);
+        let (epoch, sequences) = self.sequences_of(index);
         let examples: Vec<Example> =
-            places.map(|place| self.training_example(epoch, order.at(place))).collect();
+            sequences.map(|sequence| self.training_example(epoch, sequence)).collect();
         let whole = LmBatch::of(&examples);
+        let part = index % self.n_parts;
         if self.n_parts == 1 {
             return Ok(whole);
         }
@@ -206,6 +202,22 @@ impl Task for LmTask {
             return Err(Error::Usage { message, hint });
         }
         Ok(whole.narrow(start, end - start))
+    }
+
+    fn samples(&self, index: u64) -> Vec<String> {
+        let (epoch, sequences) = self.sequences_of(index);
+        let name = |sequence| match &self.corpus.parts {
+            Parts::MadeUp(_) => format!("sequence {} of epoch {}", sequence + 1, epoch + 1),
+            Parts::Text { train, .. } => {
+                let (corpus, first) = self.place(train, epoch, sequence);
+                let last = first + self.sequence_len() as u64 - 1;
+                match train.len() {
+                    1 => format!("tokens {first} to {last} of `{}`", self.corpus.name),
+                    _ => format!("tokens {first} to {last} of training corpus {}", corpus + 1),
+                }
+            }
+        };
+        sequences.map(name).collect()
     }
 
     fn loss(&self, model: &MambaLm, batch: LmBatch) -> Loss {
@@ -283,6 +295,16 @@ impl LmTask {
         }
     }
 
+    /// Epoch and training sequences of a micro-batch.
+    fn sequences_of(&self, index: u64) -> (u64, impl Iterator<Item = u64>) {
+        let index = index / self.n_parts;
+        let per_epoch = self.batches_per_epoch() / self.n_parts;
+        let (epoch, place) = (index / per_epoch, index % per_epoch);
+        let (n, size) = (self.n_sequences(), self.settings.batch_size as u64);
+        let order = Permutation::new(n, self.settings.seed, epoch);
+        (epoch, (place * size..n.min((place + 1) * size)).map(move |place| order.at(place)))
+    }
+
     /// A training sequence, a pure function of the seed and the arguments.
     fn training_example(&self, epoch: u64, index: u64) -> Example {
         let seed = self.settings.seed;
@@ -292,24 +314,30 @@ impl LmTask {
                 task.example(task.len(), true, &mut stream(seed, Purpose::Train, index))
             }
             Parts::Text { train, .. } => {
-                let (corpus, block) = self.place(train, epoch, index);
-                let len = self.sequence_len();
-                // Every epoch cuts the text elsewhere.
-                let spare = (train[corpus].0.n_tokens() - 1)
-                    .saturating_sub(self.n_blocks(&train[corpus].0) * len as u64);
-                let mut rng = stream(seed, Purpose::Offset, epoch);
-                let offset = below(&mut rng, spare.min(len as u64 - 1) as usize + 1) as u64;
+                let (corpus, first) = self.place(train, epoch, index);
                 let packed = self.options.packing == Packing::Documents;
-                train[corpus].0.block(offset + block * len as u64, len, packed)
+                train[corpus].0.block(first, self.sequence_len(), packed)
             }
         }
+    }
+
+    /// Which corpus a training sequence is cut from, and its first token in it.
+    fn place(&self, train: &[(Stream, f64)], epoch: u64, index: u64) -> (usize, u64) {
+        let (corpus, block) = self.block(train, epoch, index);
+        let len = self.sequence_len() as u64;
+        // Every epoch cuts the text elsewhere.
+        let spare =
+            (train[corpus].0.n_tokens() - 1).saturating_sub(self.n_blocks(&train[corpus].0) * len);
+        let mut rng = stream(self.settings.seed, Purpose::Offset, epoch);
+        let offset = below(&mut rng, spare.min(len - 1) as usize + 1) as u64;
+        (corpus, offset + block * len)
     }
 
     /// Which block of which corpus a place of the epoch holds.
     ///
     /// One corpus has every block once an epoch; of several, blocks are drawn with replacement, as
     /// often as the weights say.
-    fn place(&self, train: &[(Stream, f64)], epoch: u64, index: u64) -> (usize, u64) {
+    fn block(&self, train: &[(Stream, f64)], epoch: u64, index: u64) -> (usize, u64) {
         if train.len() == 1 {
             return (0, index);
         }

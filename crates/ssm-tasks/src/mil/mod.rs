@@ -220,13 +220,15 @@ impl Task for MilTask {
     }
 
     fn batch(&self, index: u64) -> Result<BagBatch, Error> {
-        let (epoch, place) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
-        let order = self.order(epoch);
-        let start = place as usize * self.settings.batch_size;
-        let slides = &order[start..order.len().min(start + self.settings.batch_size)];
-        let samples = slides.iter().zip(epoch * order.len() as u64 + start as u64..);
-        let bags = samples.map(|(&slide, sample)| Ok((slide, self.training_bag(slide, sample)?)));
+        let (slides, first) = self.slides_of(index);
+        let samples = slides.into_iter().zip(first..);
+        let bags = samples.map(|(slide, sample)| Ok((slide, self.training_bag(slide, sample)?)));
         Ok(BagBatch(bags.collect::<Result<_, Error>>()?))
+    }
+
+    fn samples(&self, index: u64) -> Vec<String> {
+        let name = |slide: &usize| format!("slide `{}`", self.cohort.slides[*slide].id);
+        self.slides_of(index).0.iter().map(name).collect()
     }
 
     fn reader(&self) -> Option<Reader<BagBatch>> {
@@ -280,6 +282,15 @@ impl MilTask {
     #[must_use]
     pub fn cohort(&self) -> &Cohort {
         &self.cohort
+    }
+
+    /// The slides of a micro-batch, and how many came before it in the run.
+    fn slides_of(&self, index: u64) -> (Vec<usize>, u64) {
+        let (epoch, place) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
+        let order = self.order(epoch);
+        let start = place as usize * self.settings.batch_size;
+        let end = order.len().min(start + self.settings.batch_size);
+        (order[start..end].to_vec(), epoch * order.len() as u64 + start as u64)
     }
 
     fn part(&self, split: Split) -> &[usize] {

@@ -28,8 +28,7 @@ fn owned<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
 
 /// The tensor in row-major order.
 fn contiguous<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
-    // `Route::Kernel` is for devices of CubeCL only.
-    rows(tensor).expect("a tensor on a device of CubeCL")
+    rows(tensor).expect("`Route::Kernel` is chosen on devices of CubeCL only")
 }
 
 /// A small parameter whose step has not been launched.

@@ -43,6 +43,8 @@ pub(crate) struct Gradient {
     pub(crate) clipped: f64,
     /// Samples in the step.
     pub(crate) weight: f64,
+    /// Mean loss of each micro-batch that this replica computed, in order.
+    pub(crate) losses: Vec<Tensor<1>>,
 }
 
 impl<M: Module> Accumulation<M> {
@@ -128,7 +130,8 @@ impl<M: Module> Accumulation<M> {
         if factor != 1.0 {
             model.visit(&mut Scale { params: &mut params, factor });
         }
-        Ok(Gradient { params, loss: total / weight, norm, clipped, weight })
+        let losses = self.losses.into_iter().map(|(loss, _)| loss).collect();
+        Ok(Gradient { params, loss: total / weight, norm, clipped, weight, losses })
     }
 
     /// Norm of the mean before and after clipping, and what the sum is multiplied by to become the
@@ -147,8 +150,14 @@ impl<M: Module> Accumulation<M> {
 }
 
 impl Gradient {
-    /// Refuses a loss or a gradient that must not reach the weights.
-    pub(crate) fn check_finite<M: Module>(&self, model: &M, step: u64) -> Result<(), Error> {
+    /// Refuses a loss or a gradient that must not reach the weights; `samples` names what it comes from,
+    /// told of each micro-batch that was computed here whether its loss is not finite.
+    pub(crate) fn check_finite<M: Module>(
+        &self,
+        model: &M,
+        step: u64,
+        samples: impl FnOnce(&[bool]) -> Vec<String>,
+    ) -> Result<(), Error> {
         let Self { params, loss, norm, clipped, .. } = self;
         let is_finite = loss.is_finite() && norm.is_finite();
         if is_finite && *clipped <= LONGEST {
@@ -163,7 +172,11 @@ impl Gradient {
         };
         let hint =
             "resume from the last checkpoint with a lower learning rate or `train.clip_norm`";
-        Err(Error::NonFinite { step, what, hint: Some(hint.into()), saved: None })
+        // Should the device fail now, there is more to say than which samples it was.
+        let losses = read(self.losses.clone()).unwrap_or_default().concat();
+        let not_finite: Vec<bool> = losses.iter().map(|loss| !loss.is_finite()).collect();
+        let samples = samples(&not_finite);
+        Err(Error::NonFinite { step, what, samples, hint: Some(hint.into()), saved: None })
     }
 }
 
@@ -437,7 +450,11 @@ mod tests {
             assert!(!gradient.norm.is_finite());
             let named = first_non_finite(&model, &gradient.params);
             assert_eq!(named.as_deref(), Some("weight"));
-            assert!(gradient.check_finite(&model, 3).is_err());
+            let suspects = |suspects: &[bool]| {
+                assert_eq!(suspects, [true]);
+                Vec::new()
+            };
+            assert!(gradient.check_finite(&model, 3, suspects).is_err());
         }
     }
 
@@ -449,10 +466,14 @@ mod tests {
         gradient.params = GradientsParams::new();
         gradient.params.register(model.weight.id, fill([INPUTS, 3], 0.0).inner() / 0.0);
         (gradient.loss, gradient.norm) = (0.5, f64::INFINITY);
-        let error = gradient.check_finite(&model, 3).unwrap_err();
+        let all = |suspects: &[bool]| {
+            assert_eq!(suspects, [false]);
+            vec!["all of it".to_owned()]
+        };
+        let error = gradient.check_finite(&model, 3, all).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the gradient of `weight` (loss 0.5) is not finite at step 3"
+            "the gradient of `weight` (loss 0.5) is not finite at step 3, from all of it"
         );
     }
 
@@ -469,7 +490,7 @@ mod tests {
         let mut free = huge(None);
         free.loss = 0.5;
         assert!(free.norm.is_finite() && first_non_finite(&model, &free.params).is_none());
-        let error = free.check_finite(&model, 3).unwrap_err();
+        let error = free.check_finite(&model, 3, |_| Vec::new()).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!(
@@ -477,7 +498,7 @@ mod tests {
                 free.norm
             )
         );
-        huge(Some(1.0)).check_finite(&model, 3).unwrap();
+        huge(Some(1.0)).check_finite(&model, 3, |_| Vec::new()).unwrap();
     }
 
     #[test]

@@ -104,7 +104,8 @@ impl<M: Module> Accumulation<M> {
         let mut cut = Cut { rows: &rows, places: places.iter(), params: GradientsParams::new() };
         model.visit(&mut cut);
         let params = cut.params;
-        Ok(Gradient { params, loss: total / weight, norm, clipped, weight })
+        let losses = self.losses.into_iter().map(|(loss, _)| loss).collect();
+        Ok(Gradient { params, loss: total / weight, norm, clipped, weight, losses })
     }
 }
 

@@ -93,8 +93,23 @@ impl<'a, T: Task> Replica<'a, T> {
             in_span!("norm", sum.finish(model, clip_norm, self.on_host))
                 .map_err(|error| device_failed(&error))?
         };
-        gradient.check_finite(model, step)?;
+        gradient.check_finite(model, step, |mine| self.samples(step, mine, gradient.loss))?;
         Ok(gradient)
+    }
+
+    /// Names of the samples that are to blame for a step: those of the micro-batches whose loss is not
+    /// finite, or of all where `loss`, the mean, is. `mine` says it of those that were computed here.
+    fn samples(&self, step: u64, mine: &[bool], loss: f64) -> Vec<String> {
+        let batches = self.plan.micro_batches(step);
+        let indices: Vec<u64> =
+            share(&batches, self.collective.rank(), self.collective.size()).collect();
+        let is_to_blame = |index: &u64| match indices.iter().position(|own| own == index) {
+            _ if loss.is_finite() => true,
+            Some(place) => mine.get(place).is_none_or(|not_finite| *not_finite),
+            // Another replica knows.
+            None => !mine.contains(&true),
+        };
+        batches.filter(is_to_blame).flat_map(|index| self.task.samples(index)).collect()
     }
 
     /// A micro-batch of a step. The next one is read from now on, if the task reads.

@@ -59,7 +59,8 @@ impl<'a, T: Task> Trainer<'a, T> {
             None => RunDir::open(&path, false)?,
         };
 
-        if let Some(Resumed { checkpoint, config_text, origin }) = resumed {
+        let mut changes = Vec::new();
+        if let Some(Resumed { checkpoint, config_text, differences, origin }) = resumed {
             resume::compare_data(&path, &origin.data_hashes, &info.data_hashes)?;
             model = checkpoint.model(model)?;
             replica.optimizer = checkpoint.optimizer(replica.optimizer)?;
@@ -71,9 +72,11 @@ impl<'a, T: Task> Trainer<'a, T> {
                 tracing::warn!("{change}");
             }
             info.sessions = origin.sessions;
+            changes = resume::changes(&differences);
         }
         let (size, route) = (replica.collective.size(), replica.collective.route());
         let session = Session {
+            changes,
             replicas: size,
             gradients: route.to_owned(),
             build_commit: options.commit.clone(),
@@ -138,8 +141,10 @@ impl<'a, T: Task> Trainer<'a, T> {
 /// What a run directory holds of the run that goes on.
 struct Resumed {
     checkpoint: Checkpoint,
-    /// The configuration that it was started with.
+    /// The configuration that it went on with last.
     config_text: String,
+    /// What the one to go on with differs from it in.
+    differences: Vec<resume::Difference>,
     origin: RunInfo,
 }
 
@@ -169,7 +174,8 @@ impl Resumed {
         if let Some(error) = resume::refusal(path, &differences) {
             return Err(error);
         }
-        Ok(Some(Self { checkpoint, config_text, origin: run_dir::info(path)? }))
+        let origin = run_dir::info(path)?;
+        Ok(Some(Self { checkpoint, config_text, differences, origin }))
     }
 }
 

@@ -106,9 +106,12 @@ fn unfinished_saves_are_swept_away() {
     let unfinished = config.run.path().join("checkpoints/step_00000022.tmp");
     fs::create_dir(&unfinished).unwrap();
     overwrite(&unfinished.join("model.bpk"), b"half of i");
+    // As `ssm report` leaves it where it is killed.
+    let page = config.run.path().join("report.html.4711.0.tmp");
+    overwrite(&page, b"<html>");
     assert_eq!(checkpoints(&config).steps().unwrap().last(), Some(&21));
     run(&config, true, &[]).unwrap();
-    assert!(!unfinished.exists());
+    assert!(!unfinished.exists() && !page.exists());
 }
 
 #[test]
@@ -120,8 +123,10 @@ fn pruning_keeps_the_newest_and_the_best() {
     assert_eq!(checkpoints(&config).steps().unwrap(), [14, 35, 42]);
     let named =
         |name: &str| fs::read_to_string(config.run.path().join("checkpoints").join(name)).unwrap();
-    assert_eq!(named("last"), "step_00000042\n");
-    assert_eq!(named("best"), "step_00000014\n");
+    let sha256 = "fc4070b77b98283ae3ceb049bbea53effe2298ab9aa0ac9b156fbcb8fa93884f";
+    assert_eq!(named("last"), format!("step_00000042\n{sha256}\n"));
+    let sha256 = "5edb87a15c41381ba82f08b9cbd1659a9b300d6bfa47b30b4609c5ecc8a6dda8";
+    assert_eq!(named("best"), format!("step_00000014\n{sha256}\n"));
 }
 
 #[test]

@@ -6,6 +6,7 @@
  *            full: there and from there on whatever needs space fails with ENOSPC
  *            fail: there alone, with EIO
  *            term: SIGTERM arrives there
+ *            clock: from there on the time of day is FAULT_SHIFT seconds later
  *            thread: the thread of that number, of those with a stack of FAULT_STACK bytes, cannot be started
  * FAULT_LOG  file that gets a line for every such call
  */
@@ -22,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static atomic_long calls;
@@ -144,6 +146,14 @@ int unlinkat(int dir, const char *name, int flags) {
     }
 OPEN(open)
 OPEN(open64)
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int result = REAL(int, "clock_gettime", clockid_t, struct timespec *)(clock, now);
+    const char *kind = getenv("FAULT_KIND"), *at = getenv("FAULT_AT"), *shift = getenv("FAULT_SHIFT");
+    if (clock == CLOCK_REALTIME && kind && at && shift && !strcmp(kind, "clock") && calls >= atol(at))
+        now->tv_sec += atol(shift);
+    return result;
+}
 
 int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(void *), void *with) {
     static atomic_long threads;

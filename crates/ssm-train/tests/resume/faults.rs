@@ -10,14 +10,15 @@ use std::{
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
+    time::SystemTime,
 };
 
 use signal_hook::consts::{SIGKILL, SIGTERM};
-use ssm_train::{Config, Error};
+use ssm_train::{Config, Error, TrainOptions, logging, progress::Show, train};
 
 use crate::{
     CHILD,
-    toy::{self, ToyConfig, checkpoints, run, trace},
+    toy::{self, Toy, ToyConfig, checkpoints, run, trace},
 };
 
 /// Saves every third step, prunes, has a best and a last, ends and concludes.
@@ -45,8 +46,13 @@ pub(crate) fn library() -> &'static Path {
 
 /// A process that trains `x` in `dir`, with the fault `kind` in its call number `at`.
 fn train_with(dir: &Path, kind: &str, at: usize) -> ExitStatus {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "faults::child_that_trains", "--ignored", "--test-threads=1"])
+    child_with("faults::child_that_trains", dir, kind, at).status().unwrap()
+}
+
+fn child_with(test: &str, dir: &Path, kind: &str, at: usize) -> Command {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child
+        .args(["--exact", test, "--ignored", "--test-threads=1"])
         .env(CHILD, dir)
         .env("LD_PRELOAD", library())
         .env("FAULT_DIR", dir.join("x"))
@@ -54,9 +60,8 @@ fn train_with(dir: &Path, kind: &str, at: usize) -> ExitStatus {
         .env("FAULT_KIND", kind)
         .env("FAULT_AT", at.to_string())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .unwrap()
+        .stderr(Stdio::null());
+    child
 }
 
 #[test]
@@ -440,6 +445,71 @@ fn time_zone_and_language_change_nothing() {
     assert_eq!(child("Pacific/Kiritimati", "de_DE.UTF-8"), child("Pacific/Niue", "C"));
 }
 
+/// The clock is set back by an hour, or forward by a day, in the middle of a run: nothing that is measured
+/// is taken from it, so neither a number nor a wait is.
+#[test]
+fn a_clock_that_jumps_changes_nothing() {
+    let whole = tempfile::tempdir().unwrap();
+    run(&config(whole.path(), "x"), false, &[]).unwrap();
+    let expected = trace(&config(whole.path(), "x"));
+    let middle = calls().len() / 2;
+    for shift in [-3600, 86_400] {
+        let dir = tempfile::tempdir().unwrap();
+        let test = "faults::child_whose_clock_jumps";
+        let mut child = child_with(test, dir.path(), "clock", middle);
+        let status = child.env("FAULT_SHIFT", shift.to_string()).status().unwrap();
+        assert!(status.success(), "{shift}: {}", said(dir.path()));
+        let config = config(dir.path(), "x");
+        assert_eq!(trace(&config), expected, "{shift}");
+
+        let log = logging::rows(&config.run.path().join("metrics.jsonl")).unwrap();
+        let elapsed: Vec<f64> =
+            log.iter().map(|row| row["elapsed_secs"].as_f64().unwrap()).collect();
+        assert!(elapsed[0] >= 0.0 && elapsed.is_sorted(), "{shift}: {elapsed:?}");
+        assert!(*elapsed.last().unwrap() < 600.0, "{shift}: {elapsed:?}");
+        let paces = log.iter().filter_map(|row| row.get("samples_per_sec")?.as_f64());
+        assert!(paces.into_iter().all(|pace| pace > 1.0), "{shift}: {log:?}");
+        // It jumped indeed.
+        let seen: i64 = fs::read_to_string(dir.path().join("jump")).unwrap().parse().unwrap();
+        assert!((shift..shift + 600).contains(&seen), "{shift}: {seen}");
+        // The next session may seem to begin before the first one.
+        run(&config, true, &[]).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "run by `a_clock_that_jumps_changes_nothing` in a process of its own"]
+fn child_whose_clock_jumps() {
+    let Some(dir) = std::env::var_os(CHILD) else { return };
+    let now = || match SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(since) => since.as_secs() as i64,
+        Err(error) => panic!("{error}"),
+    };
+    let before = now();
+    let config = config(dir.as_ref(), "x");
+    let options = TrainOptions { show: Show::Bar, ..TrainOptions::default() };
+    train::<Toy>(&config, &options).unwrap();
+    let jump = (now() - before).to_string();
+    toy::put(&PathBuf::from(&dir).join("jump"), jump.as_bytes()).unwrap();
+}
+
+/// A file cut, emptied, too long, and with the bytes at `places` flipped, with what was done to it.
+fn damaged(bytes: &[u8], places: impl Iterator<Item = usize>) -> Vec<(String, Vec<u8>)> {
+    let mut broken = vec![
+        ("empty".into(), Vec::new()),
+        ("one byte short".into(), bytes[..bytes.len() - 1].to_vec()),
+        ("one byte long".into(), [bytes, b"x"].concat()),
+    ];
+    for at in places {
+        for flip in [1, 0x80, 0xff] {
+            let mut flipped = bytes.to_vec();
+            flipped[at] ^= flip;
+            broken.push((format!("byte {at} ^ {flip}"), flipped));
+        }
+    }
+    broken
+}
+
 /// Every file of a checkpoint, cut, emptied, removed, and with bytes flipped anywhere.
 #[test]
 fn whatever_is_wrong_with_a_file_of_a_checkpoint_is_found_and_named() {
@@ -456,41 +526,20 @@ fn whatever_is_wrong_with_a_file_of_a_checkpoint_is_found_and_named() {
         .collect();
     found.sort();
     assert_eq!(found, files);
-    let intact = all.load(step).unwrap().position().clone();
     for name in files {
         let file = path.join(name);
         let bytes = fs::read(&file).unwrap();
-        let mut broken: Vec<(String, Vec<u8>)> = vec![
-            ("empty".into(), Vec::new()),
-            ("one byte short".into(), bytes[..bytes.len() - 1].to_vec()),
-            ("one byte long".into(), [&bytes[..], b"x"].concat()),
-        ];
-        for part in 0..40 {
-            let at = part * (bytes.len() - 1) / 39;
-            for flip in [1, 0x80, 0xff] {
-                let mut flipped = bytes.clone();
-                flipped[at] ^= flip;
-                broken.push((format!("byte {at} ^ {flip}"), flipped));
-            }
-        }
-        for (what, bytes) in broken {
+        // Every byte of the manifest, on which all depends.
+        let n_places = if name == "manifest.json" { bytes.len() } else { 40 };
+        let places = (0..n_places).map(|part| part * (bytes.len() - 1) / (n_places - 1));
+        for (what, bytes) in damaged(&bytes, places) {
             toy::put(&file, &bytes).unwrap();
             match all.load(step) {
-                // The manifest lists the other files: where it says something else of one, that one
-                // is named. Its last line break means nothing.
-                Err(Error::Checkpoint { message, .. }) if name == "manifest.json" => {
-                    assert!(files.iter().any(|file| message.contains(file)), "{what}: {message}");
-                }
-                Ok(read) if name == "manifest.json" => {
-                    assert_eq!(*read.position(), intact, "{what}");
-                    assert!(
-                        !what.starts_with("byte")
-                            || what.starts_with(&format!("byte {}", bytes.len() - 1)),
-                        "{what}"
-                    );
-                }
                 Err(Error::Checkpoint { message, .. }) => {
-                    assert!(message.starts_with(&format!("`{name}` has ")), "{what}: {message}");
+                    let is_named = ["has ", "cannot be understood: "]
+                        .iter()
+                        .any(|problem| message.starts_with(&format!("`{name}` {problem}")));
+                    assert!(is_named, "{what}: {message}");
                 }
                 Err(error) => panic!("{name}, {what}: {error}"),
                 Ok(_) => panic!("{name}, {what}: not found"),
@@ -502,6 +551,45 @@ fn whatever_is_wrong_with_a_file_of_a_checkpoint_is_found_and_named() {
         toy::put(&file, &bytes).unwrap();
     }
     all.load(step).unwrap();
+}
+
+/// One that names another checkpoint would have it scored in silence.
+#[test]
+fn whatever_is_wrong_with_the_names_of_the_last_and_the_best_checkpoint_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "x");
+    run(&config, false, &[]).unwrap();
+    let all = checkpoints(&config);
+    let [last, best] = [all.last(), all.best()].map(|step| step.unwrap().unwrap());
+    for name in ["last", "best"] {
+        let file = config.run.path().join("checkpoints").join(name);
+        let bytes = fs::read(&file).unwrap();
+        for (what, bytes) in damaged(&bytes, 0..bytes.len()) {
+            toy::put(&file, &bytes).unwrap();
+            let read = if name == "last" { all.last() } else { all.best() };
+            let Err(error) = read else { panic!("{name}, {what}: not found") };
+            let start = format!(
+                "error: checkpoint `{}`: expected the name of a checkpoint and its SHA-256, got `",
+                file.display()
+            );
+            let end = "`\nhint: continue the run with `--resume`, which writes it anew";
+            let report = error.report();
+            assert!(report.starts_with(&start) && report.ends_with(end), "{what}: {report}");
+            let scored = all.load_best();
+            assert_eq!(scored.is_err(), name == "best", "{name}, {what}");
+        }
+        // As older versions wrote it.
+        let first_line = bytes.split_inclusive(|byte| *byte == b'\n').next().unwrap();
+        toy::put(&file, first_line).unwrap();
+        assert_eq!((all.last().unwrap(), all.best().unwrap()), (Some(last), Some(best)));
+    }
+    for name in ["last", "best"] {
+        let file = config.run.path().join("checkpoints").join(name);
+        toy::put(&file, b"step_00000007\n0\n").unwrap();
+    }
+    // What goes on knows both.
+    run(&config, true, &[]).unwrap();
+    assert_eq!((all.last().unwrap(), all.best().unwrap()), (Some(last), Some(best)));
 }
 
 /// What cannot be read at the moment is not damaged: nothing is set aside, nothing is trained again.
@@ -555,7 +643,11 @@ fn a_run_of_an_older_version_goes_on() {
     let copied = Command::new("cp").arg("-r").arg(&recorded).arg(dir.path().join("x")).status();
     assert!(copied.unwrap().success());
     let [old, whole] = ["x", "whole"].map(|name| toy::config(dir.path(), name, &RECORDED_SETTINGS));
-    assert_eq!(checkpoints(&old).steps().unwrap(), [7, 10]);
+    let all = checkpoints(&old);
+    assert_eq!(all.steps().unwrap(), [7, 10]);
+    // Without the hashes that later versions write into both.
+    assert_eq!((all.last().unwrap(), all.best().unwrap()), (Some(10), Some(7)));
+    all.load(7).unwrap();
     let resumed = run(&old, true, &[]).unwrap();
     let fresh = run(&whole, false, &[]).unwrap();
     assert_eq!(resumed.result.steps, 14);

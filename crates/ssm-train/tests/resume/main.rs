@@ -193,6 +193,45 @@ fn a_finished_run_can_be_made_longer() {
     assert!(text.contains("epochs = 6"));
 }
 
+/// `config.toml` is the one that the run went on with last; what it was before is not lost.
+#[test]
+fn what_a_run_was_before_it_was_resumed_with_other_settings_is_on_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |overrides: &[&str]| config(dir.path(), "x", overrides);
+    run(&with(&[]), false, &["fail=9"]).unwrap_err();
+    run(&with(&["optim.adamw.lr=0.02", "train.steps=30"]), true, &["fail=16"]).unwrap_err();
+    // With the same ones nothing is to be said.
+    let other = with(&["optim.adamw.lr=0.02", "train.steps=30", "train.clip_norm=1.0"]);
+    run(&with(&["optim.adamw.lr=0.02", "train.steps=30"]), true, &["fail=16"]).unwrap_err();
+    let summary = run(&other, true, &[]).unwrap();
+
+    let expected = "\
+        Changes of the configuration\n\n\
+        from step  key              was     is\n\
+        ---------  ---------------  ------  ------\n\
+        \x20       7  optim.adamw.lr   0.01    0.02\n\
+        \x20       7  train.epochs     4       absent\n\
+        \x20       7  train.steps      absent  30\n\
+        \x20      14  train.clip_norm  absent  1.0\n";
+    let table = summary.changes.clone().unwrap();
+    assert_eq!(ssm_train::report::text_table(&table), expected);
+    assert_eq!(summary.tables().len(), 2);
+    let info = ssm_train::run_dir::info(&other.run.path()).unwrap();
+    let changes: Vec<usize> = info.sessions.iter().map(|session| session.changes.len()).collect();
+    assert_eq!(changes, [0, 3, 0, 1]);
+    let page = std::fs::read_to_string(&summary.report).unwrap();
+    assert!(page.contains("Changes of the configuration") && page.contains("optim.adamw.lr"));
+
+    let plain = config(dir.path(), "plain", &[]);
+    assert_eq!(run(&plain, false, &[]).unwrap().changes, None);
+    let (page, tables) =
+        ssm_train::overview::compare(&[other.run.path(), plain.run.path()]).unwrap();
+    assert!(page.contains("Changes of the configuration"));
+    let [.., changes] = &tables[..] else { panic!("no tables") };
+    assert_eq!(changes.columns, ["run", "from step", "key", "was", "is"]);
+    assert_eq!(changes.rows[3], ["x", "14", "train.clip_norm", "absent", "1.0"]);
+}
+
 #[test]
 fn an_existing_run_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
@@ -300,7 +339,8 @@ fn a_loss_that_is_not_finite_never_reaches_the_weights() {
     let error = run(&cut, false, &["nan=16"]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the loss NaN (gradient norm NaN) is not finite at step 16 (step 14 is saved)"
+        "the loss NaN (gradient norm NaN) is not finite at step 16 (step 14 is saved), from row 8, \
+         row 15, row 29, row 34 and 4 more"
     );
     assert!(matches!(error, Error::NonFinite { step: 16, .. }));
     assert_eq!(checkpoints(&cut).steps().unwrap(), [7, 14]);

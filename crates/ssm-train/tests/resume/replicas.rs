@@ -107,6 +107,24 @@ fn a_replica_that_is_gone_stops_the_others() {
     }
 }
 
+/// Micro-batch 4 is the first one of step 2, which the leading replica computes, 5 that of the other.
+#[test]
+fn samples_of_a_loss_that_is_not_finite_are_named_whoever_computed_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let named = |replicas: usize, fault: &str| {
+        let (name, replicas) =
+            (format!("{replicas}_{fault}"), format!("device.replicas={replicas}"));
+        let config = config(dir.path(), &name, &["train.accumulate=2", &replicas]);
+        let error = run(&config, false, &[fault]).unwrap_err().to_string();
+        error.split_once(", from ").unwrap().1.to_owned()
+    };
+    let [fourth, fifth] = ["nan=4", "nan=5"].map(|fault| named(1, fault));
+    assert_ne!(fourth, fifth);
+    assert!(fourth.ends_with(" and 4 more"), "one micro-batch of eight rows: {fourth}");
+    assert_eq!(named(2, "nan=4"), fourth);
+    assert_eq!(named(2, "nan=5"), fifth);
+}
+
 #[test]
 fn more_replicas_than_micro_batches_are_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -114,6 +114,17 @@ impl Rows {
         (rows.iter().flat_map(|(x, _)| *x).collect(), rows.iter().map(|(_, y)| *y).collect())
     }
 
+    /// The rows of a micro-batch.
+    fn order(&self, index: u64) -> Vec<usize> {
+        let (epoch, place) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
+        let mut order: Vec<usize> = (0..N_TRAIN).collect();
+        let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
+        rng.set_stream(epoch);
+        order.shuffle(&mut rng);
+        let start = place as usize * self.settings.batch_size;
+        order[start..(start + self.settings.batch_size).min(N_TRAIN)].to_vec()
+    }
+
     fn is_hit(&self, fault: &str, index: u64) -> bool {
         self.faults.get(fault) == Some(&index)
     }
@@ -144,14 +155,7 @@ impl Rows {
         if self.is_hit("vanish", index) {
             std::fs::remove_dir_all(self.run_dir.as_ref().unwrap()).unwrap();
         }
-        let (epoch, place) = (index / self.batches_per_epoch(), index % self.batches_per_epoch());
-        let mut order: Vec<usize> = (0..N_TRAIN).collect();
-        let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
-        rng.set_stream(epoch);
-        order.shuffle(&mut rng);
-        let start = place as usize * self.settings.batch_size;
-        let end = (start + self.settings.batch_size).min(N_TRAIN);
-        let (x, mut y) = self.rows(&order[start..end]);
+        let (x, mut y) = self.rows(&self.order(index));
         if self.is_hit("nan", index) {
             y[0] = f32::NAN;
         }
@@ -233,6 +237,10 @@ impl Task for Toy {
 
     fn batch(&self, index: u64) -> Result<Self::Batch, Error> {
         self.rows.batch(index)
+    }
+
+    fn samples(&self, index: u64) -> Vec<String> {
+        self.rows.order(index).iter().map(|row| format!("row {row}")).collect()
     }
 
     fn reader(&self) -> Option<Reader<Self::Batch>> {
