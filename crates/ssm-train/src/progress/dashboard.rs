@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use indicatif::ProgressBar;
 use ratatui::{
     Frame, Terminal,
     crossterm::{
@@ -41,28 +42,45 @@ const MAX_POINTS: usize = 2000;
 /// Messages that are kept.
 const MAX_MESSAGES: usize = 200;
 
-/// Where messages go: to standard error, or into the dashboard while one is open.
+/// Where messages go: to standard error, there above the bar while one is drawn, or into the dashboard
+/// while one is open.
 ///
 /// Clones share the same place.
 #[derive(Clone, Default)]
-pub struct Screen(Arc<Mutex<Option<Vec<String>>>>);
+pub struct Screen(Arc<Mutex<Place>>);
+
+#[derive(Default)]
+enum Place {
+    #[default]
+    StandardError,
+    Above(ProgressBar),
+    Dashboard(Vec<String>),
+}
 
 impl Screen {
-    fn lines(&self) -> MutexGuard<'_, Option<Vec<String>>> {
+    fn place(&self) -> MutexGuard<'_, Place> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open(&self) {
-        *self.lines() = Some(Vec::new());
+        *self.place() = Place::Dashboard(Vec::new());
+    }
+
+    /// From now on messages are written above this bar.
+    pub(super) fn draw_bar(&self, bar: ProgressBar) {
+        *self.place() = Place::Above(bar);
     }
 
     /// What was written since the last call.
     fn take(&self) -> Vec<String> {
-        self.lines().as_mut().map(std::mem::take).unwrap_or_default()
+        match &mut *self.place() {
+            Place::Dashboard(lines) => std::mem::take(lines),
+            _ => Vec::new(),
+        }
     }
 
-    fn close(&self) {
-        *self.lines() = None;
+    pub(super) fn close(&self) {
+        *self.place() = Place::StandardError;
     }
 }
 
@@ -74,13 +92,14 @@ impl std::fmt::Debug for Screen {
 
 impl Write for Screen {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.lines().as_mut() {
-            Some(lines) => {
+        match &mut *self.place() {
+            Place::Dashboard(lines) => {
                 let text = String::from_utf8_lossy(bytes);
                 lines.extend(text.lines().map(str::to_owned));
                 Ok(bytes.len())
             }
-            None => io::stderr().write(bytes),
+            Place::Above(bar) => bar.suspend(|| io::stderr().write(bytes)),
+            Place::StandardError => io::stderr().write(bytes),
         }
     }
 
@@ -502,6 +521,65 @@ mod tests {
         // Nothing to show yet, and hardly any room to do so.
         let mut small = Terminal::new(TestBackend::new(12, 4)).unwrap();
         small.draw(|frame| State::new("x", 0, 0).draw(frame)).unwrap();
+    }
+
+    fn drawn(state: &State, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| state.draw(frame)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    /// What a run may be, on terminals that people have.
+    #[test]
+    fn any_run_is_shown_on_any_terminal() {
+        let steps = |losses: &mut dyn Iterator<Item = f64>| {
+            let mut state = State::new("etth1", 100_000, 0);
+            for (done, loss) in (1..).zip(losses) {
+                state.step(&StepNumbers { done, loss, lr: 1e-3, grad_norm: loss });
+            }
+            state.rate(Duration::from_secs(1));
+            state
+        };
+        let mut long = steps(&mut [0.5].into_iter());
+        long.name = "a_name_".repeat(40);
+        long.best = "best ".repeat(100);
+        (0..300).for_each(|line| long.message(format!("{line} {}", "ẞ".repeat(500))));
+        let none = f64::NAN;
+        let runs = [
+            ("nothing", steps(&mut [].into_iter()), ["step 0/100000", "loss NaN"]),
+            ("one point", steps(&mut [0.25].into_iter()), ["step 1/100000", "loss 0.2500"]),
+            ("level", steps(&mut [0.25; 9].into_iter()), ["step 9/100000", "loss 0.2500"]),
+            (
+                "not finite",
+                steps(&mut [none, 1.0, f64::INFINITY, none, -f64::INFINITY].into_iter()),
+                ["step 5/100000", "loss 1.0000"],
+            ),
+            (
+                "huge",
+                steps(&mut [f64::MAX, -f64::MAX, 0.0].into_iter()),
+                ["step 3/", "loss 0.0000"],
+            ),
+            ("tiny", steps(&mut [5e-324, 1.0].into_iter()), ["step 2/", "loss 1.0000"]),
+            (
+                "many",
+                steps(&mut (0..100_000).map(|step| 1.0 / f64::from(1 + step))),
+                ["step 100000/100000", "loss 0.0000"],
+            ),
+            ("long", long, ["a_name_", "loss 0.5000"]),
+        ];
+        for (run, state, words) in &runs {
+            assert!(state.losses.len() <= MAX_POINTS, "{run}");
+            for (width, height) in [(80, 24), (40, 12), (200, 60)] {
+                let text = drawn(state, width, height);
+                for word in words.iter().chain(&["training loss", "save and stop"]) {
+                    assert!(text.contains(word), "{run}, {width}x{height}: no `{word}` in\n{text}");
+                }
+            }
+            // What nobody can read is no reason to end a run either.
+            for (width, height) in [(0, 0), (1, 1), (3, 100), (1000, 2)] {
+                drawn(state, width, height);
+            }
+        }
     }
 
     #[test]
