@@ -66,22 +66,6 @@ fn an_estimate_of_a_part_is_near_the_whole() {
     panic!("estimated and true milliseconds a step: {times:?}");
 }
 
-#[test]
-fn what_takes_too_long_even_as_a_part_is_not_measured() {
-    let desk = Desk::new();
-    let settings = ["--set", "model.d_model=4096", "--set", "model.n_layer=1"];
-    let checked =
-        succeeded(desk.ssm(&[&["check", "configs/lm/debug.toml"], &settings[..]].concat()));
-    assert!(
-        checked.contains(
-            "No step was measured: one layer alone has 105152512 parameters, and more than 100000000 \
-             take long on a processor. Name a device by --device to do so.\n"
-        ),
-        "{checked}"
-    );
-    assert!(!checked.contains("milliseconds a step"), "{checked}");
-}
-
 /// From an empty directory, as somebody who has nothing but the program.
 #[test]
 fn what_init_writes_trains() {

@@ -253,6 +253,11 @@ mod tests {
         assert!(people.contains(&row("time of the steps", "4 min 10 s")));
         assert!(programs.contains(&row("time of the steps", "250")));
         assert!(programs.contains(&row("memory, weights to optimiser", "160")));
-        assert_eq!(Cost { measured: Err("no time".to_owned()), ..cost }.time(), None);
+        let unknown = Cost { measured: Err("one layer is too large".to_owned()), ..cost };
+        assert_eq!(unknown.time(), None);
+        assert_eq!(
+            unknown.estimate(true).note,
+            "No step was measured: one layer is too large. Name a device by --device to do so."
+        );
     }
 }

@@ -9,14 +9,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::ProgressBar;
 use ratatui::{
     Frame, Terminal,
     crossterm::{
         cursor::Show,
         event::{self, Event, KeyCode},
         execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
+            enable_raw_mode,
+        },
     },
     layout::{Constraint, Layout, Rect},
     prelude::CrosstermBackend,
@@ -32,7 +34,7 @@ use signal_hook::{
     low_level,
 };
 
-use super::StepNumbers;
+use super::{Screen, StepNumbers};
 use crate::{machine, report::thin};
 
 /// Time between two pictures: often enough for the eye, seldom enough for the processor.
@@ -41,72 +43,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const MAX_POINTS: usize = 2000;
 /// Messages that are kept.
 const MAX_MESSAGES: usize = 200;
-
-/// Where messages go: to standard error, there above the bar while one is drawn, or into the dashboard
-/// while one is open.
-///
-/// Clones share the same place.
-#[derive(Clone, Default)]
-pub struct Screen(Arc<Mutex<Place>>);
-
-#[derive(Default)]
-enum Place {
-    #[default]
-    StandardError,
-    Above(ProgressBar),
-    Dashboard(Vec<String>),
-}
-
-impl Screen {
-    fn place(&self) -> MutexGuard<'_, Place> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn open(&self) {
-        *self.place() = Place::Dashboard(Vec::new());
-    }
-
-    /// From now on messages are written above this bar.
-    pub(super) fn draw_bar(&self, bar: ProgressBar) {
-        *self.place() = Place::Above(bar);
-    }
-
-    /// What was written since the last call.
-    fn take(&self) -> Vec<String> {
-        match &mut *self.place() {
-            Place::Dashboard(lines) => std::mem::take(lines),
-            _ => Vec::new(),
-        }
-    }
-
-    pub(super) fn close(&self) {
-        *self.place() = Place::StandardError;
-    }
-}
-
-impl std::fmt::Debug for Screen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Screen")
-    }
-}
-
-impl Write for Screen {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut *self.place() {
-            Place::Dashboard(lines) => {
-                let text = String::from_utf8_lossy(bytes);
-                lines.extend(text.lines().map(str::to_owned));
-                Ok(bytes.len())
-            }
-            Place::Above(bar) => bar.suspend(|| io::stderr().write(bytes)),
-            Place::StandardError => io::stderr().write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
 
 /// A dashboard on standard error; the terminal is given back when it is dropped, and before that at
 /// the first signal: the second one ends the process, which then can give nothing back.
@@ -132,7 +68,9 @@ impl Lent {
     fn take(screen: Screen) -> io::Result<Self> {
         enable_raw_mode()?;
         keep_interrupts()?;
-        execute!(io::stderr(), EnterAlternateScreen)?;
+        // Not every terminal has a second screen, and an empty one. `Terminal::clear` would ask where the
+        // cursor is, which not every terminal answers.
+        execute!(io::stderr(), EnterAlternateScreen, Clear(ClearType::All))?;
         screen.open();
         Ok(Self { is_ours: Arc::new(Mutex::new(true)), screen })
     }
@@ -191,9 +129,7 @@ impl Dashboard {
     }
 
     fn draw_on(lent: Lent, state: State) -> io::Result<Self> {
-        let mut terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
-        // Not every terminal has a second screen, and an empty one.
-        terminal.clear()?;
+        let terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
         let handle = signals.handle();
         let watched = lent.clone();
@@ -580,16 +516,6 @@ mod tests {
                 drawn(state, width, height);
             }
         }
-    }
-
-    #[test]
-    fn messages_go_to_an_open_dashboard() {
-        let screen = Screen::default();
-        screen.open();
-        let mut writer = screen.clone();
-        write!(writer, " INFO one\n WARN two\n").unwrap();
-        assert_eq!(screen.take(), [" INFO one", " WARN two"]);
-        assert_eq!(screen.take(), [""; 0]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Live progress on a terminal; on anything else one message for each evaluation.
 
 mod dashboard;
+mod screen;
 
 use std::{
     fmt::{self, Write},
@@ -10,7 +11,7 @@ use std::{
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use self::dashboard::Dashboard;
-pub use self::dashboard::Screen;
+pub use self::screen::Screen;
 use crate::task::Throughput;
 
 /// How a run shows itself while it goes.
