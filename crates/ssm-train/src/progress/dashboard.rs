@@ -289,11 +289,14 @@ impl State {
     }
 
     fn draw(&self, frame: &mut Frame<'_>) {
+        // Where there is little room, frames take it from what they frame.
+        let framed = frame.area().height >= HIGH;
+        let [for_curves, for_numbers, for_messages] = if framed { [8, 3, 6] } else { [4, 1, 2] };
         let [head, curves, numbers, messages, keys] = Layout::vertical([
             Constraint::Length(1),
-            Constraint::Min(8),
-            Constraint::Length(3),
-            Constraint::Length(6),
+            Constraint::Min(for_curves),
+            Constraint::Length(for_numbers),
+            Constraint::Length(for_messages),
             Constraint::Length(1),
         ])
         .areas(frame.area());
@@ -310,12 +313,12 @@ impl State {
         chart(frame, loss, "training loss", &self.losses, Color::Cyan);
         chart(frame, rate, "steps a second", &self.rates, Color::Green);
 
-        let last = self.losses.last().map_or(f64::NAN, |(_, loss)| *loss);
+        let last = self.losses.last().map_or("-".to_owned(), |(_, loss)| format!("{loss:.4}"));
         let memory = self.memory.map_or_else(|| "-".to_owned(), machine::readable);
         let rate = self.rates.last().map_or(0.0, |(_, rate)| *rate);
         // What a narrow terminal cuts off is told last.
         let facts = [
-            format!("loss {last:.4}"),
+            format!("loss {last}"),
             self.best.clone(),
             format!("{rate:.1} steps/s"),
             self.pace.clone(),
@@ -324,13 +327,12 @@ impl State {
             format!("lr {:.2e}", self.lr),
         ];
         let told: Vec<String> = facts.into_iter().filter(|fact| !fact.is_empty()).collect();
-        frame.render_widget(Paragraph::new(told.join("   ")).block(Block::bordered()), numbers);
-        let room = usize::from(messages.height.saturating_sub(2));
+        let block = || if framed { Block::bordered() } else { Block::new() };
+        frame.render_widget(Paragraph::new(told.join("   ")).block(block()), numbers);
+        let titled = if framed { block().title("messages") } else { block() };
+        let room = usize::from(titled.inner(messages).height);
         let shown = self.messages.iter().rev().take(room).rev().map(|line| Line::raw(line.clone()));
-        frame.render_widget(
-            Paragraph::new(Text::from_iter(shown)).block(Block::bordered().title("messages")),
-            messages,
-        );
+        frame.render_widget(Paragraph::new(Text::from_iter(shown)).block(titled), messages);
         let hint = "q or Ctrl-C: save and stop";
         frame.render_widget(Paragraph::new(hint).style(Style::new().dim()), keys);
     }
@@ -348,6 +350,9 @@ fn push(curve: &mut Vec<(f64, f64)>, point: (f64, f64)) {
 
 /// Values that differ by more than this factor are drawn on a logarithmic axis.
 const DECADES: f64 = 100.0;
+
+/// Lowest terminal with frames around what is not a curve.
+const HIGH: u16 = 20;
 
 /// Narrowest chart with a label in the middle of its lower edge.
 const WIDE: u16 = 40;
@@ -482,7 +487,7 @@ mod tests {
         (0..300).for_each(|line| long.message(format!("{line} {}", "ẞ".repeat(500))));
         let none = f64::NAN;
         let runs = [
-            ("nothing", steps(&mut [].into_iter()), ["step 0/100000", "loss NaN"]),
+            ("nothing", steps(&mut [].into_iter()), ["step 0/100000", "loss -"]),
             ("one point", steps(&mut [0.25].into_iter()), ["step 1/100000", "loss 0.2500"]),
             ("level", steps(&mut [0.25; 9].into_iter()), ["step 9/100000", "loss 0.2500"]),
             (
