@@ -14,12 +14,12 @@ const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
 const SHOW_CURSOR: &str = "\x1b[?25h";
 
-/// `ssm train --tui` on a terminal of 80 x 24, whose state is printed before and after; `None` where
-/// there is no `script`.
+/// `ssm train --tui` on a terminal of 80 x 24, whose state is printed before and after, by a shell that
+/// outlives Ctrl-C; `None` where there is no `script`.
 fn at_a_terminal(desk: &Desk, steps: u64) -> Option<Child> {
     Command::new("script").arg("--version").output().ok()?;
     let train = format!(
-        "stty rows 24 cols 80; stty -g; '{}' train {DEBUG} --tui --set run.dir='{}' --set \
+        "trap : INT; stty rows 24 cols 80; stty -g; '{}' train {DEBUG} --tui --set run.dir='{}' --set \
          train.steps={steps} --set train.eval_every_steps=20; echo code $?; stty -g",
         env!("CARGO_BIN_EXE_ssm"),
         desk.dir().display()

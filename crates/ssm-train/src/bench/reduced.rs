@@ -200,12 +200,15 @@ mod tests {
         assert!(found.step.abs_diff(whole.step()) < Duration::from_micros(5));
         let rate = samples / whole.step().as_secs_f64();
         assert!((found.samples_per_sec - rate).abs() < 1e-3, "{}", found.samples_per_sec);
-        assert_eq!(found.memory, whole.memory(whole.peak.map(with_program), 13_000_000));
+        // The program itself is not of one size.
+        let near = |one: u64, other: u64| one.abs_diff(other) < other / 50;
+        let memory = found.memory.unwrap();
+        assert!(near(memory, with_program(whole.peak.unwrap())), "{memory}");
 
         // Three micro-batches a step take three times the time, but for what is done once a step.
         let sizes = Sizes { micro_batches: 3.0, ..sizes };
         let three = scale(smallest, &times(1.0, 2.0), &times(2.0, 2.0), &sizes);
-        assert_eq!(three.memory, found.memory);
+        assert!(near(three.memory.unwrap(), memory));
         assert_eq!(three.parts[4], found.parts[4]);
         assert!(three.parts[1].1.abs_diff(3 * found.parts[1].1) < Duration::from_micros(1));
     }

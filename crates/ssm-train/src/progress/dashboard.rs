@@ -517,7 +517,7 @@ mod tests {
                 }
             }
             // What nobody can read is no reason to end a run either.
-            for (width, height) in [(0, 0), (1, 1), (3, 100), (1000, 2)] {
+            for (width, height) in [(1, 1), (3, 100), (1000, 2)] {
                 drawn(state, width, height);
             }
         }
