@@ -49,8 +49,8 @@ impl TaskVisitor for Bench {
         if let Some(device) = device {
             config.device = device_section(&device)?;
         }
-        let limit = Limit { steps, time: Duration::MAX, parameters: None };
+        let limit = Limit { steps, time: Duration::MAX, reduces: false };
         let cost = bench::cost::<T>(&config, &data.resolve(), limit)?;
-        print_tables(&[cost.estimate(), cost.parts()], json)
+        print_tables(&[cost.estimate(!json), cost.parts()], json)
     }
 }

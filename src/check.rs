@@ -14,9 +14,8 @@ use ssm_train::{
 
 use crate::{DataDirs, device_section, print_tables};
 
-/// What is measured on the processor unless a device is named: a model that takes seconds.
-const MEASURED: Limit =
-    Limit { steps: 5, time: Duration::from_secs(3), parameters: Some(5_000_000) };
+/// What is measured: a few seconds, of a part of the model where its steps take longer.
+const MEASURED: Limit = Limit { steps: 5, time: Duration::from_secs(3), reduces: true };
 
 #[derive(Args)]
 pub(crate) struct CheckArgs {
@@ -25,8 +24,8 @@ pub(crate) struct CheckArgs {
     /// Override of a value, as in `--set data.slides.table=mine.csv`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Measure steps on this device, as in `cuda:0`. Default: on the processor, if the model is
-    /// small; nothing else touches an accelerator.
+    /// Measure whole steps on this device, as in `cuda:0`. Default: on the processor, of a part of the
+    /// model if it is large; nothing else touches an accelerator.
     #[arg(long, value_name = "BACKEND[:INDEX]")]
     device: Option<String>,
     /// Print the tables as JSON.
@@ -50,8 +49,7 @@ impl TaskVisitor for Check {
     fn visit<T: TaskEntry>(self) -> Self::Output {
         let CheckArgs { config: path, overrides, device, json, data } = self.0;
         let mut config = Config::<T::Config>::load(&path, &overrides)?;
-        let limit =
-            Limit { parameters: MEASURED.parameters.filter(|_| device.is_none()), ..MEASURED };
+        let limit = Limit { reduces: device.is_none(), ..MEASURED };
         config.device = match (device, device::processor()) {
             (Some(text), _) => device_section(&text)?,
             (None, Some(backend)) => {
@@ -66,7 +64,7 @@ impl TaskVisitor for Check {
         let (mut tables, n_fatal) =
             T::check(&config.task, &config.data, &config.model, &settings, &device)?;
         if n_fatal == 0 {
-            tables.push(bench::cost::<T>(&config, &dirs, limit)?.estimate());
+            tables.push(bench::cost::<T>(&config, &dirs, limit)?.estimate(!json));
         }
         print_tables(&tables, json)?;
         if n_fatal == 0 {

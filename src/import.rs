@@ -93,7 +93,14 @@ pub(crate) fn import(args: &ImportArgs) -> Result<(), Error> {
     let config = Config::<LmConfig>::parse(&text, &args.source.display().to_string(), &[])?;
     let origin = format!("weights of {}", args.source.display());
     let artifacts = serde_json::json!(imported.artifacts);
-    ssm_train::adopt(&config, &imported.model, origin, artifacts, &device, crate::commit())?;
+    ssm_train::adopt(&config, &imported.model, origin, artifacts, &device, crate::commit())
+        .map_err(|error| match error {
+            Error::RunExists { .. } => Error::Usage {
+                message: error.to_string(),
+                hint: Some("name a new directory for the run".to_owned()),
+            },
+            other => other,
+        })?;
     print(&format!("run     {}\n", args.run.display()))
 }
 
@@ -136,7 +143,9 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Error> {
     unfinished.push(".tmp");
     let unfinished = PathBuf::from(unfinished);
     fs::create_dir_all(&unfinished).map_err(save(&unfinished))?;
+    let mut names = Vec::new();
     for (name, bytes) in files {
+        names.push(format!("{}\n", args.out.join(&name).display()));
         let path = unfinished.join(name);
         let written = File::create(&path).and_then(|mut file| {
             file.write_all(&bytes)?;
@@ -146,5 +155,5 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Error> {
     }
     #[expect(clippy::disallowed_methods, reason = "the whole directory gets its name")]
     fs::rename(&unfinished, &args.out).map_err(save(&args.out))?;
-    print(&format!("{} of {} in `{}`\n", format.file(), args.run.display(), args.out.display()))
+    print(&names.concat())
 }

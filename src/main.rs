@@ -32,6 +32,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::{Map, Value};
 use ssm_train::{
     Error, World,
+    allocation::Counted,
     error::caught,
     progress::Screen,
     report::{Table, text_table},
@@ -43,9 +44,10 @@ use tracing_subscriber::{
 };
 
 /// Tensors of some megabytes are made and dropped all the time; the system's allocator returns each to
-/// the kernel and faults it in again, which costs a third of a training step.
+/// the kernel and faults it in again, which costs a third of a training step. What is in use is counted
+/// where the cost of a configuration is measured.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Counted<mimalloc::MiMalloc> = Counted(mimalloc::MiMalloc);
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong command, configuration or data, \
                           3 the run could not be saved, 128 + signal after an interrupt.";

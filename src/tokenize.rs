@@ -175,7 +175,8 @@ fn train(args: &TokenizeArgs, files: &[PathBuf]) -> Result<(), Error> {
         file.sync_all()
     });
     written.map_err(save_error(&unfinished))?;
-    name(&unfinished, &args.out)
+    name(&unfinished, &args.out)?;
+    crate::print(&format!("vocabulary  {}\n", args.out.display()))
 }
 
 fn tokenize(args: &TokenizeArgs, files: &[PathBuf]) -> Result<(), Error> {

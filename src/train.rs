@@ -76,7 +76,7 @@ impl TaskVisitor for Train<'_> {
         let show = match (tui, quiet) {
             (true, _) => Show::Dashboard(screen),
             (false, true) => Show::Quiet,
-            (false, false) => Show::Bar,
+            (false, false) => Show::Bar(screen),
         };
         let options =
             TrainOptions { resume, show, data_dirs: data.resolve(), commit: crate::commit() };
@@ -98,10 +98,12 @@ impl TaskVisitor for Train<'_> {
 /// `result.json` of the run with the place of the run and its best evaluation.
 fn as_json(summary: &Summary) -> Value {
     let best = summary.best.map(|best| json!({ "step": best.step, "value": best.value }));
+    // Of several folds each has its own.
+    let metric = Some(&summary.metric).filter(|metric| !metric.is_empty());
     json!({
         "run": summary.run_dir,
         "report": summary.report,
-        "validation": { "metric": summary.metric, "best": best },
+        "validation": { "metric": metric, "best": best },
         "stopped_early": summary.stopped_early,
         "result": summary.result,
     })

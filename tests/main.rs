@@ -9,4 +9,5 @@ mod processes;
 mod runs;
 mod slides;
 mod support;
+mod terminal;
 mod verbs;

@@ -1,6 +1,11 @@
 //! Runs that succeed.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use serde_json::Value;
 
@@ -103,6 +108,49 @@ fn a_resumed_run_equals_an_uninterrupted_one() {
     // Both sessions are on record.
     let info: Value = serde_json::from_slice(&fs::read(parts.join("run.json")).unwrap()).unwrap();
     assert_eq!(info["sessions"][1]["from_step"], 60);
+}
+
+/// Steps, logs, event files, evaluations and checkpoints leave nothing in memory. What a tensor takes
+/// makes no difference to that: the model is a small one.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_long_run_stays_as_small_as_it_was() {
+    let desk = Desk::new();
+    let dir = format!("run.dir={}", desk.dir().display());
+    let settings = [
+        &*dir,
+        "device.backend=flex",
+        "model.d_model=16",
+        "model.n_layer=1",
+        "train.batch_size=4",
+        "train.steps=5000",
+        "train.eval_every_steps=250",
+        "log.tensorboard=true",
+    ];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ssm"))
+        .args(["train", "configs/lm/debug.toml", "--quiet"])
+        .args(settings.iter().flat_map(|setting| ["--set", setting]))
+        .current_dir(root())
+        .env("NO_COLOR", "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut sizes = Vec::new();
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        // The last one comes too short before the end to look at the process.
+        if line.unwrap().contains(": validation ") && sizes.len() < 19 {
+            let status = fs::read_to_string(&status).unwrap();
+            let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+            sizes.push(size.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024);
+        }
+    }
+    assert!(child.wait().unwrap().success());
+    assert_eq!(sizes.len(), 19);
+    // The allocator takes its time to have what it needs.
+    let (first, last) = (sizes[5], sizes[18]);
+    assert!(last < first + 8, "MiB every 250 steps: {sizes:?}");
 }
 
 #[test]

@@ -21,6 +21,51 @@ fn parsed(ended: Ended) -> Value {
 
 const SHORT: [&str; 4] = ["--set", "train.steps=20", "--set", "train.eval_every_steps=10"];
 
+/// The value of a row of the table `Estimate`.
+fn estimated(tables: &Value, what: &str) -> Value {
+    let rows = tables["Estimate"].as_array().unwrap();
+    rows.iter().find(|row| row["what"] == what).unwrap()["value"].clone()
+}
+
+/// A step of many micro-batches takes long, so a part of it is measured; one of them is the truth. Other
+/// tests take their turns on the same processor: a time that is wrong once is no mistake of the estimate.
+#[test]
+fn an_estimate_of_a_part_is_near_the_whole() {
+    let desk = Desk::new();
+    let settings = [
+        "device.backend=flex",
+        "model.d_model=64",
+        "model.n_layer=12",
+        "data.induction_heads.seq_len=64",
+    ];
+    let set: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    let config = "configs/lm/debug.toml";
+    let near = |[one, other]: [f64; 2]| one < 2.0 * other && other < 2.0 * one;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let check = ["check", config, "--json", "--set", "train.accumulate=128"];
+        let part = parsed(desk.ssm(&[&check[..], &set].concat()));
+        let bench = ["bench", config, "--json", "--steps", "5"];
+        let whole = parsed(desk.ssm(&[&bench[..], &set].concat()));
+        for what in ["parameters", "memory, weights to optimiser"] {
+            assert_eq!(estimated(&part, what), estimated(&whole, what));
+        }
+        let scaled = estimated(&part, "scaled from");
+        let scaled = scaled.as_str().unwrap();
+        assert!(scaled.starts_with("1 and 2 of 12 layers, "), "{scaled}");
+        assert!(scaled.ends_with(", 2 of 128 micro-batches"), "{scaled}");
+        let both = |what| [&part, &whole].map(|table| estimated(table, what).as_f64().unwrap());
+        let (memory, [step, micro_batch]) = (both("memory, all"), both("milliseconds a step"));
+        assert!(near(memory), "{memory:?}");
+        let time = [step, 128.0 * micro_batch];
+        if near(time) {
+            return;
+        }
+        times.push(time);
+    }
+    panic!("estimated and true milliseconds a step: {times:?}");
+}
+
 /// From an empty directory, as somebody who has nothing but the program.
 #[test]
 fn what_init_writes_trains() {

@@ -1,19 +1,17 @@
 //! What a configuration costs, found out by doing its first steps; nothing is written.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+mod reduced;
+mod steps;
 
-use burn::module::Module;
+use std::{path::PathBuf, time::Duration};
 
+use self::steps::Steps;
 use crate::{
+    allocation,
     config::Config,
     device,
     error::Error,
-    gradients::Accumulation,
-    machine, optim,
-    plan::{Plan, step_seed},
+    machine,
     report::Table,
     task::{Task, Throughput},
 };
@@ -21,16 +19,18 @@ use crate::{
 /// Weights, gradients and both moments of the optimiser, in bytes for each parameter.
 const STATE_BYTES: u64 = 4 * 4;
 
+/// Weights and both moments, and the copies that a checkpoint is made of: weights once, moments twice.
+const SAVING_BYTES: u64 = (3 + 1 + 2 * 2) * 4;
+
 /// How many steps are measured at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Limit {
-    /// Steps after the first, which is not counted: it compiles kernels and fills caches. With 0 no
-    /// step is done at all.
+    /// Steps after the first, which is not counted: it compiles kernels and fills caches.
     pub steps: u64,
     /// Time for all of them; one is measured in any case.
     pub time: Duration,
-    /// No step is done with a larger model.
-    pub parameters: Option<usize>,
+    /// Whether a part is measured and scaled, where the whole would take longer than this time.
+    pub reduces: bool,
 }
 
 /// What a configuration costs.
@@ -50,15 +50,17 @@ pub struct Cost {
     pub state: u64,
     /// What matrix products and activations are computed in.
     pub precision: &'static str,
-    /// What steps took, if any were done.
-    pub measured: Option<Measured>,
+    /// What steps take, or why that is not known.
+    pub measured: Result<Measured, String>,
 }
 
-/// What steps took.
+/// What steps take.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Number of steps.
+    /// Number of steps that were done.
     pub steps: u64,
+    /// What they were steps of, where they were not whole and the numbers are scaled.
+    pub scaled_from: Option<String>,
     /// Median time of a step.
     pub step: Duration,
     /// Median time of each part of a step. On a GPU the time to hand over the work; `norm` waits for
@@ -68,7 +70,8 @@ pub struct Measured {
     pub samples_per_sec: f64,
     /// The same in tokens, of a task that reads tokens.
     pub throughput: Option<Throughput>,
-    /// Memory that the device or the process holds after the steps, in bytes, where it is known.
+    /// The most that the process needs at a time, or what the device holds after the steps, in bytes,
+    /// where it is known.
     pub memory: Option<u64>,
 }
 
@@ -82,13 +85,16 @@ pub fn cost<T: Task>(
     limit: Limit,
 ) -> Result<Cost, Error> {
     let backend = device::resolve(&config.device.backend, config.device.index)?;
-    let device = device::open_for(backend, config.device.index, config.train.precision)?.autodiff();
     let folds = T::n_folds(&config.task, &config.data, data_dirs)?;
-    let settings = config.settings(data_dirs.to_vec());
-    let (task, mut model) = T::new(&config.task, &config.data, &config.model, &settings, &device)?;
-    let plan = Plan::of(config, task.batches_per_epoch())?;
-    let parameters = model.num_params();
-    let mut cost = Cost {
+    allocation::count();
+    let whole = Steps::<T>::prepare(config, data_dirs)?;
+    let (parameters, plan) = (whole.parameters(), whole.plan);
+    let measured = if limit.reduces {
+        reduced::measure(config, data_dirs, limit, whole)?
+    } else {
+        Ok(whole.measure(limit)?.measured())
+    };
+    Ok(Cost {
         backend,
         parameters,
         folds: if config.run.fold.is_some() { 1 } else { folds },
@@ -96,77 +102,8 @@ pub fn cost<T: Task>(
         epochs: plan.total_steps as f64 / plan.steps_per_epoch as f64,
         state: parameters as u64 * STATE_BYTES,
         precision: config.train.precision.name(),
-        measured: None,
-    };
-    if limit.steps == 0 || limit.parameters.is_some_and(|most| parameters > most) {
-        return Ok(cost);
-    }
-    let mut optimizer = optim::build(&config.optim, &model, &device);
-    let on_host = device::is_host(&device);
-    let failed = |message: String| Error::Device {
-        device: backend.to_owned(),
-        message,
-        hint: Some("a smaller `train.batch_size` with `train.accumulate` needs less memory".into()),
-    };
-    let started = Instant::now();
-    let mut laps: Vec<[Duration; 5]> = Vec::new();
-    let mut samples = Vec::new();
-    for step in 0..=limit.steps.min(plan.total_steps) {
-        let mut lap = [Duration::ZERO; 5];
-        let mut clock = Instant::now();
-        let mut end = |part: usize, lap: &mut [Duration; 5]| {
-            lap[part] += clock.elapsed();
-            clock = Instant::now();
-        };
-        device.seed(step_seed(config.run.seed, step));
-        let batches = plan.micro_batches(step);
-        let mut sum = Accumulation::new(batches.end - batches.start);
-        for index in batches {
-            let batch = task.batch(index)?;
-            end(0, &mut lap);
-            let loss = task.loss(&model, batch);
-            end(1, &mut lap);
-            sum.add(&model, loss);
-            end(2, &mut lap);
-        }
-        let gradient = sum.finish(&model, config.train.clip_norm, on_host);
-        let gradient = gradient.map_err(|error| failed(error.to_string()))?;
-        end(3, &mut lap);
-        samples.push(gradient.weight);
-        model = optim::step(&mut optimizer, config.optim.lr(), model, gradient.params);
-        device.sync().map_err(|error| failed(error.to_string()))?;
-        end(4, &mut lap);
-        laps.push(lap);
-        if step > 0 && started.elapsed() > limit.time {
-            break;
-        }
-    }
-    let (laps, samples) = (&laps[1..], &samples[1..]);
-    let total: Duration = laps.iter().flatten().sum();
-    let part = |part: usize| median(laps.iter().map(|lap| lap[part]).collect());
-    let names = ["data", "forward", "backward", "norm", "optimizer"];
-    let mut parts = names.map(|name| (name, Duration::ZERO));
-    for (index, (_, time)) in parts.iter_mut().enumerate() {
-        *time = part(index);
-    }
-    let pools = device.memory_pool_usage();
-    let samples_per_sec = samples.iter().sum::<f64>() / total.as_secs_f64();
-    let peak = device::peak_flops(&device, config.train.precision);
-    cost.measured = Some(Measured {
-        steps: laps.len() as u64,
-        step: median(laps.iter().map(|lap| lap.iter().sum()).collect()),
-        parts,
-        samples_per_sec,
-        throughput: task.work(&model).map(|work| work.throughput(samples_per_sec, peak)),
-        memory: pools.map(|pools| pools.bytes_reserved).or_else(machine::resident),
-    });
-    Ok(cost)
-}
-
-/// Zero for no times at all.
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
+        measured,
+    })
 }
 
 impl Cost {
@@ -174,13 +111,21 @@ impl Cost {
     #[must_use]
     pub fn time(&self) -> Option<Duration> {
         let steps = self.steps.saturating_mul(self.folds as u64);
-        let step = self.measured.as_ref()?.step.as_secs_f64();
+        let step = self.measured.as_ref().ok()?.step.as_secs_f64();
         Duration::try_from_secs_f64(step * steps as f64).ok()
     }
 
-    /// What the run will take, as a table.
+    /// What the run will take, as a table: for people, or for programs, which get bytes and seconds.
     #[must_use]
-    pub fn estimate(&self) -> Table {
+    pub fn estimate(&self, for_people: bool) -> Table {
+        let bytes = |bytes: u64| match for_people {
+            true => machine::readable(bytes),
+            false => bytes.to_string(),
+        };
+        let time = |time: Duration| match for_people {
+            true => readable(time),
+            false => time.as_secs_f64().to_string(),
+        };
         let mut rows = vec![
             ("parameters", self.parameters.to_string()),
             ("precision", self.precision.to_owned()),
@@ -190,24 +135,34 @@ impl Cost {
         if self.folds > 1 {
             rows.push(("folds", self.folds.to_string()));
         }
-        rows.push(("memory, weights to optimiser", machine::readable(self.state)));
-        if let Some(measured) = &self.measured {
-            let memory = measured.memory.map_or_else(|| "-".to_owned(), machine::readable);
-            rows.push(("memory, all, measured", memory));
+        rows.push(("memory, weights to optimiser", bytes(self.state)));
+        if let Ok(measured) = &self.measured {
+            let memory = measured.memory.map_or_else(|| "-".to_owned(), bytes);
+            rows.push(("memory, all", memory));
             rows.push(("milliseconds a step", millis(measured.step)));
-            rows.push(("samples a second", format!("{:.0}", measured.samples_per_sec)));
+            rows.push(("samples a second", rate(measured.samples_per_sec)));
             if let Some(Throughput { tokens_per_sec, mfu }) = measured.throughput {
-                rows.push(("tokens a second", format!("{tokens_per_sec:.0}")));
+                rows.push(("tokens a second", rate(tokens_per_sec)));
                 rows.extend(mfu.map(|mfu| ("model FLOPs utilisation", format!("{mfu:.3}"))));
             }
-            rows.push(("time of the steps", self.time().map_or("-".into(), readable)));
+            rows.push(("time of the steps", self.time().map_or("-".into(), time)));
+            if let (Some(part), false) = (&measured.scaled_from, for_people) {
+                rows.push(("scaled from", part.clone()));
+            }
         }
         let note = match &self.measured {
-            Some(measured) => format!(
-                "Measured in {} steps on `{}`; evaluations take time on top.",
-                measured.steps, self.backend
+            Ok(Measured { scaled_from: Some(part), .. }) => format!(
+                "Scaled in a straight line from steps of {part}, measured on `{}`. Evaluations take time \
+                 on top, and the allocator keeps up to half of the memory on top.",
+                self.backend
             ),
-            None => "No step was measured: name a device by --device to do so.".to_owned(),
+            Ok(Measured { steps, .. }) => format!(
+                "Measured in {steps} steps on `{}`; evaluations take time on top.",
+                self.backend
+            ),
+            Err(reason) => {
+                format!("No step was measured: {reason}. Name a device by --device to do so.")
+            }
         };
         table("Estimate", ["what", "value"], rows, note)
     }
@@ -231,6 +186,12 @@ fn table(title: &str, columns: [&str; 2], rows: Vec<(&str, String)>, note: Strin
         rows: rows.collect(),
         note,
     }
+}
+
+/// With at least two digits.
+fn rate(per_sec: f64) -> String {
+    let digits = if per_sec < 10.0 { 2 } else { 0 };
+    format!("{per_sec:.digits$}")
 }
 
 fn millis(time: Duration) -> String {
@@ -267,6 +228,7 @@ mod tests {
     fn the_time_of_a_run_is_that_of_all_its_folds() {
         let measured = Measured {
             steps: 3,
+            scaled_from: None,
             step: Duration::from_millis(500),
             parts: [("data", Duration::ZERO); 5],
             samples_per_sec: 64.0,
@@ -281,10 +243,21 @@ mod tests {
             epochs: 2.0,
             state: 160,
             precision: "f32",
-            measured: Some(measured),
+            measured: Ok(measured),
         };
         assert_eq!(cost.time(), Some(Duration::from_secs(250)));
-        assert!(cost.estimate().rows.contains(&vec!["folds".to_owned(), "5".to_owned()]));
-        assert_eq!(Cost { measured: None, ..cost }.time(), None);
+        let row = |what: &str, value: &str| vec![what.to_owned(), value.to_owned()];
+        let people = cost.estimate(true).rows;
+        let programs = cost.estimate(false).rows;
+        assert!(people.contains(&row("folds", "5")));
+        assert!(people.contains(&row("time of the steps", "4 min 10 s")));
+        assert!(programs.contains(&row("time of the steps", "250")));
+        assert!(programs.contains(&row("memory, weights to optimiser", "160")));
+        let unknown = Cost { measured: Err("one layer is too large".to_owned()), ..cost };
+        assert_eq!(unknown.time(), None);
+        assert_eq!(
+            unknown.estimate(true).note,
+            "No step was measured: one layer is too large. Name a device by --device to do so."
+        );
     }
 }

@@ -64,7 +64,7 @@ pub fn train_all<T: Task>(
     }
     let mut last = None;
     for fold in chosen {
-        tracing::info!("fold {} of {n_folds}", fold + 1);
+        tracing::info!("fold {fold}, number {} of {n_folds}", fold + 1);
         let mut part = config.clone();
         part.run.dir.clone_from(&run);
         part.run.name = name(fold);

@@ -9,7 +9,7 @@
 //! | [`device`], [`machine`] | what computes |
 //! | [`plan`], [`schedule`] | what happens at which step, as pure functions |
 //! | [`trainer`] | the loop |
-//! | [`mod@bench`] | what it will cost |
+//! | [`mod@bench`], [`allocation`] | what it will cost |
 //! | `collective`, [`world`] | how several devices train one model |
 //! | [`progress`] | what is seen of it while it runs |
 //! | [`folds`] | several runs that are reported together |
@@ -22,6 +22,7 @@
 
 pub mod adam;
 mod adopt;
+pub mod allocation;
 mod atomic;
 pub mod bench;
 pub mod checkpoint;

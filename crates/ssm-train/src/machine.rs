@@ -24,6 +24,18 @@ pub fn resident() -> Option<u64> {
     kibibytes("/proc/self/status", "VmRSS")
 }
 
+/// The most main memory that this process ever occupied, in bytes.
+#[must_use]
+pub fn peak() -> Option<u64> {
+    kibibytes("/proc/self/status", "VmHWM")
+}
+
+/// Main memory that the files take which this process has mapped, itself among them, in bytes.
+#[must_use]
+pub fn mapped() -> Option<u64> {
+    kibibytes("/proc/self/status", "RssFile")
+}
+
 /// Version of NVIDIA's driver, which may be there without its tools.
 #[must_use]
 pub fn nvidia_driver() -> Option<String> {
@@ -74,6 +86,7 @@ mod tests {
     fn this_process_takes_a_part_of_the_memory() {
         let (resident, memory) = (resident().unwrap(), memory().unwrap());
         assert!(resident > 1 << 16 && resident < memory, "{resident} of {memory}");
+        assert!(peak().unwrap() >= resident && mapped().unwrap() < resident);
     }
 
     #[test]

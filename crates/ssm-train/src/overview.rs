@@ -307,12 +307,12 @@ pub(crate) fn panels(logs: &[(String, &[Value])]) -> Vec<Figure> {
                 other => vec![other],
             };
             for panel in panels {
-                let Figure::Lines { title, series, .. } = panel else { continue };
+                let Figure::Lines { title, y_label, series, .. } = panel else { continue };
                 for Series { name: curve, points } in series {
-                    let title = if title.to_lowercase().ends_with(&curve.to_lowercase()) {
-                        title.clone()
-                    } else {
-                        format!("{title}: {curve}")
+                    // Of the figures of a run only that of the loss has a second curve.
+                    let title = match curve.as_str() {
+                        "validation" => format!("Validation {y_label}"),
+                        _ => title.clone(),
                     };
                     let series = Series { name: name.clone(), points: thin(&points, MAX_POINTS) };
                     match by_title.iter_mut().find(|(known, _)| *known == title) {
@@ -334,6 +334,8 @@ pub(crate) fn panels(logs: &[(String, &[Value])]) -> Vec<Figure> {
                 found.unwrap_or_else(|| Series { name: name.clone(), points: Vec::new() })
             })
             .collect();
+        // The second colour is a grey, for what something is compared with; here all are equals.
+        all.insert(1, Series::default());
     }
     if by_title.is_empty() {
         return Vec::new();
@@ -382,7 +384,10 @@ mod tests {
         };
         let curves: Vec<_> = panels.iter().map(drawn).collect();
         let of = |name: &str, points: usize| (name.to_owned(), points);
-        assert_eq!(curves, [[of("a", 2), of("b", 0)], [of("a", 0), of("b", 2)]]);
+        assert_eq!(
+            curves,
+            [[of("a", 2), of("", 0), of("b", 0)], [of("a", 0), of("", 0), of("b", 2)]]
+        );
     }
 
     #[test]

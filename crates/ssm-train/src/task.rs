@@ -131,8 +131,8 @@ pub trait TaskConfig: Sized + 'static {
         true
     }
 
-    /// Whether the loss draws random numbers on the device, as dropout does: replicas on several GPUs
-    /// then hand over their forward passes one after the other. By default it may.
+    /// Whether the loss draws random numbers on the device, as dropout does: replicas in threads then
+    /// compute their forward passes one after the other. By default it may.
     fn draws_numbers(model: &Self::Model) -> bool {
         let _ = model;
         true
@@ -145,11 +145,43 @@ pub trait TaskConfig: Sized + 'static {
         false
     }
 
+    /// Leaves out all layers but the first `n_layers`, and of each sequence what comes after `n_tokens`
+    /// where these options say how long it is: what is measured of a model that takes too long as a
+    /// whole. By default there is nothing to leave out.
+    fn reduce(
+        options: &mut Self::Options,
+        data: &mut Self::Data,
+        model: &mut Self::Model,
+        n_layers: usize,
+        n_tokens: usize,
+    ) -> Whole {
+        let _ = (options, data, model, n_layers, n_tokens);
+        Whole { n_layers: 1, n_tokens: None }
+    }
+
     /// What to do instead of `train.precision = "bf16"`, if the model computes in f32 only; `None` if it
     /// heeds the setting. By default it does not, and the setting is refused.
     fn f32_only(model: &Self::Model) -> Option<String> {
         let _ = model;
         Some("leave `train.precision` at `f32`".to_owned())
+    }
+}
+
+/// What [`TaskConfig::reduce`] made less of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// Layers that there were.
+    pub n_layers: usize,
+    /// Tokens that are left of a sequence and that there were, where its length is a choice.
+    pub n_tokens: Option<[usize; 2]>,
+}
+
+impl Whole {
+    /// Keeps the first of the layers; a sequence is as long as it was.
+    pub fn keep(layers: &mut usize, n_layers: usize) -> Self {
+        let whole = *layers;
+        *layers = whole.min(n_layers);
+        Self { n_layers: whole, n_tokens: None }
     }
 }
 

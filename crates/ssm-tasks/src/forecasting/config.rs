@@ -3,7 +3,10 @@
 use schemars::JsonSchema;
 
 use serde::{Deserialize, Serialize};
-use ssm_train::{config::Issue, task::TaskConfig};
+use ssm_train::{
+    config::Issue,
+    task::{TaskConfig, Whole},
+};
 
 use super::{
     baseline::BaselineKind,
@@ -163,6 +166,19 @@ impl TaskConfig for ForecastingConfig {
             }
         }
         issues
+    }
+
+    fn reduce(
+        _options: &mut ForecastingOptions,
+        _data: &mut DataConfig,
+        model: &mut ForecasterConfig,
+        n_layers: usize,
+        _n_tokens: usize,
+    ) -> Whole {
+        match model {
+            ForecasterConfig::SMamba(config) => Whole::keep(&mut config.n_layer, n_layers),
+            _ => Whole { n_layers: 1, n_tokens: None },
+        }
     }
 
     fn f32_only(model: &ForecasterConfig) -> Option<String> {

@@ -2,7 +2,10 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use ssm_train::{config::Issue, task::TaskConfig};
+use ssm_train::{
+    config::Issue,
+    task::{TaskConfig, Whole},
+};
 
 use super::{data::DataConfig, model::MambaLmConfig};
 
@@ -80,13 +83,29 @@ impl TaskConfig for LmConfig {
         true
     }
 
+    fn reduce(
+        options: &mut LmOptions,
+        data: &mut DataConfig,
+        model: &mut MambaLmConfig,
+        n_layers: usize,
+        n_tokens: usize,
+    ) -> Whole {
+        use DataConfig::{ShakespeareChar, Shards, Text};
+        let mut whole = Whole::keep(&mut model.n_layer, n_layers);
+        if matches!(data, ShakespeareChar(_) | Text(_) | Shards(_)) {
+            let all = options.seq_len;
+            options.seq_len = all.min(n_tokens);
+            whole.n_tokens = Some([options.seq_len, all]);
+        }
+        whole
+    }
+
     fn f32_only(_model: &MambaLmConfig) -> Option<String> {
         None
     }
 
-    fn draws_numbers(_model: &MambaLmConfig) -> bool {
-        // It has no dropout.
-        false
+    fn draws_numbers(model: &MambaLmConfig) -> bool {
+        model.dropout > 0.0
     }
 }
 

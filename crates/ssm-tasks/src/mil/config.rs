@@ -3,7 +3,10 @@
 use schemars::JsonSchema;
 
 use serde::{Deserialize, Serialize};
-use ssm_train::{config::Issue, task::TaskConfig};
+use ssm_train::{
+    config::Issue,
+    task::{TaskConfig, Whole},
+};
 
 use super::{data::DataConfig, model::BagModelConfig, splits::SplitOptions};
 
@@ -93,6 +96,19 @@ impl TaskConfig for MilConfig {
 
     fn has_layers(model: &BagModelConfig) -> bool {
         matches!(model, BagModelConfig::MambaMil(_))
+    }
+
+    fn reduce(
+        _options: &mut MilOptions,
+        _data: &mut DataConfig,
+        model: &mut BagModelConfig,
+        n_layers: usize,
+        _n_tokens: usize,
+    ) -> Whole {
+        match model {
+            BagModelConfig::MambaMil(config) => Whole::keep(&mut config.n_layer, n_layers),
+            _ => Whole { n_layers: 1, n_tokens: None },
+        }
     }
 
     fn f32_only(model: &BagModelConfig) -> Option<String> {

@@ -15,7 +15,10 @@ use ratatui::{
         cursor::Show,
         event::{self, Event, KeyCode},
         execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
+            enable_raw_mode,
+        },
     },
     layout::{Constraint, Layout, Rect},
     prelude::CrosstermBackend,
@@ -31,7 +34,7 @@ use signal_hook::{
     low_level,
 };
 
-use super::StepNumbers;
+use super::{Screen, StepNumbers};
 use crate::{machine, report::thin};
 
 /// Time between two pictures: often enough for the eye, seldom enough for the processor.
@@ -40,54 +43,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const MAX_POINTS: usize = 2000;
 /// Messages that are kept.
 const MAX_MESSAGES: usize = 200;
-
-/// Where messages go: to standard error, or into the dashboard while one is open.
-///
-/// Clones share the same place.
-#[derive(Clone, Default)]
-pub struct Screen(Arc<Mutex<Option<Vec<String>>>>);
-
-impl Screen {
-    fn lines(&self) -> MutexGuard<'_, Option<Vec<String>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn open(&self) {
-        *self.lines() = Some(Vec::new());
-    }
-
-    /// What was written since the last call.
-    fn take(&self) -> Vec<String> {
-        self.lines().as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
-    fn close(&self) {
-        *self.lines() = None;
-    }
-}
-
-impl std::fmt::Debug for Screen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Screen")
-    }
-}
-
-impl Write for Screen {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.lines().as_mut() {
-            Some(lines) => {
-                let text = String::from_utf8_lossy(bytes);
-                lines.extend(text.lines().map(str::to_owned));
-                Ok(bytes.len())
-            }
-            None => io::stderr().write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
 
 /// A dashboard on standard error; the terminal is given back when it is dropped, and before that at
 /// the first signal: the second one ends the process, which then can give nothing back.
@@ -113,7 +68,9 @@ impl Lent {
     fn take(screen: Screen) -> io::Result<Self> {
         enable_raw_mode()?;
         keep_interrupts()?;
-        execute!(io::stderr(), EnterAlternateScreen)?;
+        // Not every terminal has a second screen, and an empty one. `Terminal::clear` would ask where the
+        // cursor is, which not every terminal answers.
+        execute!(io::stderr(), EnterAlternateScreen, Clear(ClearType::All))?;
         screen.open();
         Ok(Self { is_ours: Arc::new(Mutex::new(true)), screen })
     }
@@ -172,9 +129,7 @@ impl Dashboard {
     }
 
     fn draw_on(lent: Lent, state: State) -> io::Result<Self> {
-        let mut terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
-        // Not every terminal has a second screen, and an empty one.
-        terminal.clear()?;
+        let terminal = Terminal::new(CrosstermBackend::new(io::stderr()))?;
         let mut signals = Signals::new([SIGINT, SIGTERM])?;
         let handle = signals.handle();
         let watched = lent.clone();
@@ -334,11 +289,14 @@ impl State {
     }
 
     fn draw(&self, frame: &mut Frame<'_>) {
+        // Where there is little room, frames take it from what they frame.
+        let framed = frame.area().height >= HIGH;
+        let [for_curves, for_numbers, for_messages] = if framed { [8, 3, 6] } else { [4, 1, 2] };
         let [head, curves, numbers, messages, keys] = Layout::vertical([
             Constraint::Length(1),
-            Constraint::Min(8),
-            Constraint::Length(3),
-            Constraint::Length(6),
+            Constraint::Min(for_curves),
+            Constraint::Length(for_numbers),
+            Constraint::Length(for_messages),
             Constraint::Length(1),
         ])
         .areas(frame.area());
@@ -355,12 +313,12 @@ impl State {
         chart(frame, loss, "training loss", &self.losses, Color::Cyan);
         chart(frame, rate, "steps a second", &self.rates, Color::Green);
 
-        let last = self.losses.last().map_or(f64::NAN, |(_, loss)| *loss);
+        let last = self.losses.last().map_or("-".to_owned(), |(_, loss)| format!("{loss:.4}"));
         let memory = self.memory.map_or_else(|| "-".to_owned(), machine::readable);
         let rate = self.rates.last().map_or(0.0, |(_, rate)| *rate);
         // What a narrow terminal cuts off is told last.
         let facts = [
-            format!("loss {last:.4}"),
+            format!("loss {last}"),
             self.best.clone(),
             format!("{rate:.1} steps/s"),
             self.pace.clone(),
@@ -369,13 +327,12 @@ impl State {
             format!("lr {:.2e}", self.lr),
         ];
         let told: Vec<String> = facts.into_iter().filter(|fact| !fact.is_empty()).collect();
-        frame.render_widget(Paragraph::new(told.join("   ")).block(Block::bordered()), numbers);
-        let room = usize::from(messages.height.saturating_sub(2));
+        let block = || if framed { Block::bordered() } else { Block::new() };
+        frame.render_widget(Paragraph::new(told.join("   ")).block(block()), numbers);
+        let titled = if framed { block().title("messages") } else { block() };
+        let room = usize::from(titled.inner(messages).height);
         let shown = self.messages.iter().rev().take(room).rev().map(|line| Line::raw(line.clone()));
-        frame.render_widget(
-            Paragraph::new(Text::from_iter(shown)).block(Block::bordered().title("messages")),
-            messages,
-        );
+        frame.render_widget(Paragraph::new(Text::from_iter(shown)).block(titled), messages);
         let hint = "q or Ctrl-C: save and stop";
         frame.render_widget(Paragraph::new(hint).style(Style::new().dim()), keys);
     }
@@ -393,6 +350,9 @@ fn push(curve: &mut Vec<(f64, f64)>, point: (f64, f64)) {
 
 /// Values that differ by more than this factor are drawn on a logarithmic axis.
 const DECADES: f64 = 100.0;
+
+/// Lowest terminal with frames around what is not a curve.
+const HIGH: u16 = 20;
 
 /// Narrowest chart with a label in the middle of its lower edge.
 const WIDE: u16 = 40;
@@ -504,14 +464,63 @@ mod tests {
         small.draw(|frame| State::new("x", 0, 0).draw(frame)).unwrap();
     }
 
+    fn drawn(state: &State, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| state.draw(frame)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    /// What a run may be, on terminals that people have.
     #[test]
-    fn messages_go_to_an_open_dashboard() {
-        let screen = Screen::default();
-        screen.open();
-        let mut writer = screen.clone();
-        write!(writer, " INFO one\n WARN two\n").unwrap();
-        assert_eq!(screen.take(), [" INFO one", " WARN two"]);
-        assert_eq!(screen.take(), [""; 0]);
+    fn any_run_is_shown_on_any_terminal() {
+        let steps = |losses: &mut dyn Iterator<Item = f64>| {
+            let mut state = State::new("etth1", 100_000, 0);
+            for (done, loss) in (1..).zip(losses) {
+                state.step(&StepNumbers { done, loss, lr: 1e-3, grad_norm: loss });
+            }
+            state.rate(Duration::from_secs(1));
+            state
+        };
+        let mut long = steps(&mut [0.5].into_iter());
+        long.name = "a_name_".repeat(40);
+        long.best = "best ".repeat(100);
+        (0..300).for_each(|line| long.message(format!("{line} {}", "ẞ".repeat(500))));
+        let none = f64::NAN;
+        let runs = [
+            ("nothing", steps(&mut [].into_iter()), ["step 0/100000", "loss -"]),
+            ("one point", steps(&mut [0.25].into_iter()), ["step 1/100000", "loss 0.2500"]),
+            ("level", steps(&mut [0.25; 9].into_iter()), ["step 9/100000", "loss 0.2500"]),
+            (
+                "not finite",
+                steps(&mut [none, 1.0, f64::INFINITY, none, -f64::INFINITY].into_iter()),
+                ["step 5/100000", "loss 1.0000"],
+            ),
+            (
+                "huge",
+                steps(&mut [f64::MAX, -f64::MAX, 0.0].into_iter()),
+                ["step 3/", "loss 0.0000"],
+            ),
+            ("tiny", steps(&mut [5e-324, 1.0].into_iter()), ["step 2/", "loss 1.0000"]),
+            (
+                "many",
+                steps(&mut (0..100_000).map(|step| 1.0 / f64::from(1 + step))),
+                ["step 100000/100000", "loss 0.0000"],
+            ),
+            ("long", long, ["a_name_", "loss 0.5000"]),
+        ];
+        for (run, state, words) in &runs {
+            assert!(state.losses.len() <= MAX_POINTS, "{run}");
+            for (width, height) in [(80, 24), (40, 12), (200, 60)] {
+                let text = drawn(state, width, height);
+                for word in words.iter().chain(&["training loss", "save and stop"]) {
+                    assert!(text.contains(word), "{run}, {width}x{height}: no `{word}` in\n{text}");
+                }
+            }
+            // What nobody can read is no reason to end a run either.
+            for (width, height) in [(1, 1), (3, 100), (1000, 2)] {
+                drawn(state, width, height);
+            }
+        }
     }
 
     #[test]

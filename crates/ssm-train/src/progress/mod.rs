@@ -1,6 +1,7 @@
 //! Live progress on a terminal; on anything else one message for each evaluation.
 
 mod dashboard;
+mod screen;
 
 use std::{
     fmt::{self, Write},
@@ -10,24 +11,31 @@ use std::{
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use self::dashboard::Dashboard;
-pub use self::dashboard::Screen;
+pub use self::screen::Screen;
 use crate::task::Throughput;
 
 /// How a run shows itself while it goes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub enum Show {
-    /// A bar, where standard error is a terminal.
-    #[default]
-    Bar,
+    /// A bar, where standard error is a terminal. Messages have to be written to the screen.
+    Bar(Screen),
     /// Nothing but messages.
     Quiet,
     /// The whole terminal, where standard error is one. Messages have to be written to the screen.
     Dashboard(Screen),
 }
 
+impl Default for Show {
+    fn default() -> Self {
+        Self::Bar(Screen::default())
+    }
+}
+
 /// The progress of a run as the user sees it.
 pub(crate) struct Progress {
     bar: ProgressBar,
+    /// Where messages go while there is a bar.
+    screen: Screen,
     dashboard: Option<Dashboard>,
     best: String,
     pace: String,
@@ -52,15 +60,23 @@ impl Progress {
                     .map_err(|error| tracing::warn!("no dashboard: {error}"))
                     .ok()
             }
+            Show::Dashboard(_) => {
+                tracing::warn!("no dashboard: standard error is not a terminal");
+                None
+            }
             _ => None,
         };
-        let target = if matches!(show, Show::Bar) && is_terminal {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
+        let mut screen = Screen::default();
+        let mut target = ProgressDrawTarget::hidden();
+        if let (Show::Bar(given), true) = (show, is_terminal) {
+            screen.clone_from(given);
+            target = ProgressDrawTarget::stderr();
+        }
         let bar = bar(total_steps, done, target);
-        Self { bar, dashboard, best: String::new(), pace: String::new() }
+        if !bar.is_hidden() {
+            screen.draw_bar(bar.clone());
+        }
+        Self { bar, screen, dashboard, best: String::new(), pace: String::new() }
     }
 
     /// `memory` is what the run occupies, in bytes; it is asked for only where it is shown.
@@ -121,16 +137,21 @@ fn bar(total_steps: u64, done: u64, target: ProgressDrawTarget) -> ProgressBar {
         .with_key("rate", rate)
         .with_key("left", left)
         .progress_chars("=> ");
-    let bar = ProgressBar::with_draw_target(Some(total_steps), target).with_style(style);
+    let hidden = ProgressDrawTarget::hidden();
+    let bar = ProgressBar::with_draw_target(Some(total_steps), hidden).with_style(style);
     // Without this the rate and the remaining time would count what an earlier process did.
     bar.set_position(done);
     bar.reset_eta();
+    bar.set_draw_target(target);
     bar
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
+        if self.dashboard.is_none() {
+            self.screen.close();
+        }
     }
 }
 
@@ -187,7 +208,8 @@ mod tests {
         let paper = Paper::default();
         let target = ProgressDrawTarget::term_like(Box::new(paper.clone()));
         let (best, pace) = (String::new(), String::new());
-        let mut progress = Progress { bar: bar(10, 2, target), dashboard: None, best, pace };
+        let (bar, screen) = (bar(10, 2, target), Screen::default());
+        let mut progress = Progress { bar, screen, dashboard: None, best, pace };
         let shown = |progress: &Progress| {
             progress.bar.force_draw();
             paper.0.lock().unwrap().trim_end().to_owned()

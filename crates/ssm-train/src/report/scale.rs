@@ -33,7 +33,7 @@ impl Axis {
     pub(super) fn of(mut values: Vec<f64>, max_ticks: usize) -> Self {
         values.sort_by(f64::total_cmp);
         let (low, high) = (values[0], values[values.len() - 1]);
-        let typical = values[values.len() / 10];
+        let typical = values[(values.len() / 10).max(1).min(values.len() - 1)];
         if low > SMALLEST && (high / typical).log10() > LOG_DECADES {
             let mut filled: Vec<i32> = values.iter().map(|v| v.log10().floor() as i32).collect();
             let spanned = filled[filled.len() - 1] - filled[0] + 1;
@@ -225,6 +225,8 @@ mod tests {
             assert!(!axis.log, "{tiny} of 40");
             assert_eq!((axis.low, axis.high), (0.0, 40.0));
         }
+        // The end of a cosine, of which few steps were logged.
+        assert!(!Axis::of(vec![5e-3, 4e-3, 2.8e-3, 1.4e-3, 4e-4, 1.4e-7], 6).log);
         let halving = (0..40).map(|step| 0.5_f64.powi(step)).collect();
         assert!(Axis::of(halving, 6).log, "here every decade has values");
     }

@@ -54,7 +54,7 @@ impl<'a, T: Task> Replica<'a, T> {
         let optimizer = optim::build(&config.optim, &model, &device);
         let on_host = device::is_host(&device);
         drop(turn);
-        let in_turns = on_host || T::Config::draws_numbers(&config.model);
+        let in_turns = T::Config::draws_numbers(&config.model);
         let ahead = task.reader().map(Ahead::start).transpose()?.map(RefCell::new);
         let replica =
             Self { config, task, device, plan, optimizer, collective, ahead, on_host, in_turns };
@@ -74,8 +74,8 @@ impl<'a, T: Task> Replica<'a, T> {
             let seed = self.config.run.seed;
             self.device.seed(micro_batch_seed(seed, step, index - batches.start));
             let loss = in_span!("forward", self.settled(|| self.task.loss(model, batch)));
-            // All random numbers are drawn. Replicas on processors share these, too.
-            let _turn = turn.filter(|_| self.on_host);
+            // All random numbers are drawn.
+            drop(turn);
             in_span!("backward", self.settled(|| sum.add(model, loss)));
         }
         let clip_norm = self.config.train.clip_norm;

@@ -1,8 +1,12 @@
 //! Replicas of one process: a thread and a device for each.
 
 use std::{
+    io,
     rc::Rc,
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -46,6 +50,9 @@ pub(super) fn train<T: Task>(
     };
     let patience = (!devices.is_empty()).then_some(PATIENCE);
 
+    // Replicas on processors share these out; this thread only waits.
+    let n_threads = on_processor.then(|| (rayon::current_num_threads() / size).max(1));
+
     let (alive, all_ended) = mpsc::channel::<()>();
     let mut places = Threads::places(size, devices).into_iter();
     // `places` makes as many as it is asked for, which is more than one.
@@ -57,7 +64,7 @@ pub(super) fn train<T: Task>(
         .try_for_each(|place| {
             let (config, dirs, alive) = (config.clone(), options.data_dirs.clone(), alive.clone());
             let (rank, index) = (place.rank(), index(place.rank()));
-            followers.push(spawn(rank, &room, move || {
+            followers.push(spawn(rank, &room, n_threads, move || {
                 let _alive = alive;
                 follow::<T>(&config, &dirs, index, Rc::new(place))
             })?);
@@ -65,7 +72,7 @@ pub(super) fn train<T: Task>(
         })
         .and_then(|()| {
             let (config, options, alive) = (config.clone(), options.clone(), alive.clone());
-            spawn(0, &room, move || {
+            spawn(0, &room, n_threads, move || {
                 let _alive = alive;
                 lead::<T>(&config, &options, Rc::new(leader))
             })
@@ -98,17 +105,37 @@ fn joined<R>(thread: JoinHandle<R>) -> R {
 
 type Leader = JoinHandle<Result<Summary, Error>>;
 
-/// Starts a replica, or tells those that wait for it that it will not come.
+/// Starts a replica, or tells those that wait for it that it will not come. With `n_threads` it computes
+/// on so many of its own: whoever is no thread of a pool has to be woken after each operation.
 fn spawn<R: Send + 'static>(
     rank: usize,
-    room: &Room,
-    replica: impl FnOnce() -> R + Send + 'static,
-) -> Result<JoinHandle<R>, Error> {
-    let thread = std::thread::Builder::new().name(format!("replica {rank}")).stack_size(STACK);
-    thread.spawn(replica).map_err(|source| {
-        room.leave(rank, &format!("it cannot be started: {source}"));
-        Error::Io { path: format!("replica {rank}").into(), action: "start".into(), source }
-    })
+    room: &Arc<Room>,
+    n_threads: Option<usize>,
+    replica: impl FnOnce() -> Result<R, Error> + Send + 'static,
+) -> Result<JoinHandle<Result<R, Error>>, Error> {
+    let name = format!("replica {rank}");
+    let failed = {
+        let (room, name) = (room.clone(), name.clone());
+        move |source: io::Error| {
+            room.leave(rank, &format!("it cannot be started: {source}"));
+            Error::Io { path: name.into(), action: "start".into(), source }
+        }
+    };
+    let thread = std::thread::Builder::new().name(name.clone()).stack_size(STACK);
+    let in_pool = {
+        let failed = failed.clone();
+        move || {
+            let pool = |n_threads| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).stack_size(STACK);
+                let pool = pool.thread_name(move |index| format!("{name}.{index}"));
+                pool.use_current_thread().build()
+            };
+            let pool = n_threads.map(pool).transpose();
+            let _pool = pool.map_err(|error| failed(io::Error::other(error)))?;
+            replica()
+        }
+    };
+    thread.spawn(in_pool).map_err(failed)
 }
 
 /// Waits until every replica ended, but with `patience` not for those that do not within that time of
