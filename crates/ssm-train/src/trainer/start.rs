@@ -159,7 +159,11 @@ impl Resumed {
             tracing::warn!("no checkpoint to resume from yet; starting from the beginning");
             return Ok(None);
         };
-        let config_text = run_dir::config_text(path)?;
+        let mut config_text = run_dir::config_text(path)?;
+        // A key that a newer version added had its default; one that is gone is said to differ.
+        if let Ok(stored) = Config::<C>::parse(&config_text, "config.toml", &[]) {
+            config_text = stored.to_toml();
+        }
         let differences = resume::compare(path, &config_text, &config.to_toml())?;
         if !differences.is_empty() {
             let table = report::text_table(&resume::table(&differences));

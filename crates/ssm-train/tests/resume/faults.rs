@@ -643,6 +643,11 @@ fn a_run_of_an_older_version_goes_on() {
     let copied = Command::new("cp").arg("-r").arg(&recorded).arg(dir.path().join("x")).status();
     assert!(copied.unwrap().success());
     let [old, whole] = ["x", "whole"].map(|name| toy::config(dir.path(), name, &RECORDED_SETTINGS));
+    // A version that did not know a key yet did what is its default now.
+    let stored = old.run.path().join("config.toml");
+    let text = fs::read_to_string(&stored).unwrap();
+    assert!(text.contains("accumulate = 1\n"));
+    fs::write(&stored, text.replace("accumulate = 1\n", "")).unwrap();
     let all = checkpoints(&old);
     assert_eq!(all.steps().unwrap(), [7, 10]);
     // Without the hashes that later versions write into both.
