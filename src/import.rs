@@ -145,7 +145,7 @@ pub(crate) fn export(args: &ExportArgs) -> Result<(), Error> {
     fs::create_dir_all(&unfinished).map_err(save(&unfinished))?;
     let mut names = Vec::new();
     for (name, bytes) in files {
-        names.push(format!("{}\n", args.out.join(&name).display()));
+        names.push(format!("{}\n", args.out.join(name).display()));
         let path = unfinished.join(name);
         let written = File::create(&path).and_then(|mut file| {
             file.write_all(&bytes)?;
