@@ -117,7 +117,7 @@ fn a_run_is_neither_overwritten_nor_resumed_as_another() {
     assert_eq!(
         ended.stderr,
         format!(
-            " WARN the configuration is not the one the run was started with\n\n\
+            " WARN the configuration is not the one the run went on with last\n\n\
              key                    was  is now  resume   why\n\
              ---------------------  ---  ------  -------  ----------------------\n\
              model.s_mamba.d_model   32      16  refused  the weights do not fit\n\

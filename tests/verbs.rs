@@ -41,7 +41,7 @@ fn an_estimate_of_a_part_is_near_the_whole() {
     let set: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     let config = "configs/lm/debug.toml";
     let near = |[one, other]: [f64; 2]| one < 2.0 * other && other < 2.0 * one;
-    let mut times = Vec::new();
+    let mut tries = Vec::new();
     for _ in 0..5 {
         let check = ["check", config, "--json", "--set", "train.accumulate=128"];
         let part = parsed(desk.ssm(&[&check[..], &set].concat()));
@@ -56,14 +56,13 @@ fn an_estimate_of_a_part_is_near_the_whole() {
         assert!(scaled.ends_with(", 2 of 128 micro-batches"), "{scaled}");
         let both = |what| [&part, &whole].map(|table| estimated(table, what).as_f64().unwrap());
         let (memory, [step, micro_batch]) = (both("memory, all"), both("milliseconds a step"));
-        assert!(near(memory), "{memory:?}");
         let time = [step, 128.0 * micro_batch];
-        if near(time) {
+        if near(time) && near(memory) {
             return;
         }
-        times.push(time);
+        tries.push((time, memory));
     }
-    panic!("estimated and true milliseconds a step: {times:?}");
+    panic!("estimated and true milliseconds a step and bytes: {tries:?}");
 }
 
 /// From an empty directory, as somebody who has nothing but the program.

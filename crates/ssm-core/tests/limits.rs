@@ -207,18 +207,18 @@ fn a_slower_kernel_is_announced_once_with_its_reason() {
             let identity = device.identity().expect("a name");
             let of = |d_state: usize| {
                 format!(
-                    "selective_scan: `{}` {runs} `d_state` is {d_state}, above 256",
+                    "selective_scan: `{}` {runs} `d_state` is {d_state}, above 128",
                     identity.name
                 )
             };
             let ones = |shape: [usize; 3]| Tensor::<3>::ones(shape, &device);
             selective_scan(ScanArgs {
-                a: Tensor::ones([2, 257], &device),
-                b: ones([1, 4, 257]),
-                c: ones([1, 4, 257]),
+                a: Tensor::ones([2, 129], &device),
+                b: ones([1, 4, 129]),
+                c: ones([1, 4, 129]),
                 ..scan(&device)
             });
-            assert!(slow_paths().contains(&of(257)), "{:?}", slow_paths());
+            assert!(slow_paths().contains(&of(129)), "{:?}", slow_paths());
         }
     }
 }

@@ -46,7 +46,8 @@ fn segments_carry_states_and_gradients() {
     ]);
 }
 
-/// Sixteen lanes a channel and all 32 of a plane: such cubes may have fewer planes than others.
+/// Sixteen lanes a channel, in cubes that may have fewer planes than others; and states that are too many for
+/// the tiled kernels.
 #[test]
 fn segments_carry_states_of_hundreds_of_numbers() {
     agree(&[(dims(1, 700, 4, 128, 2), true), (dims(1, 600, 3, 200, 1), false)]);

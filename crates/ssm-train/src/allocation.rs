@@ -13,7 +13,7 @@ static COUNTS: AtomicBool = AtomicBool::new(false);
 static IN_USE: AtomicIsize = AtomicIsize::new(0);
 static PEAK: AtomicIsize = AtomicIsize::new(0);
 
-/// An allocator whose memory is counted once [`count`] was called; before that it costs nothing.
+/// An allocator whose memory is counted once [`count`] was called; before that it costs a look at a flag.
 #[derive(Debug)]
 pub struct Counted<A>(pub A);
 
@@ -63,7 +63,7 @@ pub fn count() {
     PEAK.store(IN_USE.load(Relaxed), Relaxed);
 }
 
-/// Bytes in use of what was taken since the first [`count`]; `None` if the program's allocator is not
+/// Bytes in use beyond those at the first [`count`], 0 at least; `None` if the program's allocator is not
 /// counted.
 #[must_use]
 pub fn in_use() -> Option<u64> {

@@ -24,8 +24,14 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     name.push(format!(".{}.{number}{UNFINISHED}", std::process::id()));
     let temporary = PathBuf::from(name);
     let mut file = create_locked(&temporary)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(save("write", &temporary))?;
-    rename(&temporary, path)
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    let replaced =
+        written.map_err(save("write", &temporary)).and_then(|()| rename(&temporary, path));
+    if replaced.is_err() {
+        // What went wrong is said; if this goes wrong too, the next process sweeps.
+        let _ = fs::remove_file(&temporary);
+    }
+    replaced
 }
 
 /// A new file that nobody sweeps away while it is open.
@@ -40,12 +46,22 @@ fn create_locked(path: &Path) -> Result<File, Error> {
     }
 }
 
-/// Removes the unfinished files in a directory that no living process writes.
+/// Whether [`replace`] made up the name: the file's own, process, number.
+fn is_of_replace(name: &str) -> bool {
+    let Some(name) = name.strip_suffix(UNFINISHED) else { return false };
+    let mut parts = name.rsplitn(3, '.');
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let numbers = parts.by_ref().take(2).filter(|part| is_number(part)).count();
+    numbers == 2 && parts.next().is_some_and(|file| !file.is_empty())
+}
+
+/// Removes the unfinished files of [`replace`] in a directory that no living process writes; what else is
+/// in it belongs to others.
 pub(crate) fn sweep(dir: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(dir).map_err(read("list", dir))? {
         let path = entry.map_err(read("list", dir))?.path();
-        let is_unfinished = path.as_os_str().as_encoded_bytes().ends_with(UNFINISHED.as_bytes());
-        if !is_unfinished || !path.is_file() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !is_of_replace(&name) || !path.is_file() {
             continue;
         }
         // One that is gone by now has got its name, or was swept by another process.
@@ -127,13 +143,16 @@ mod tests {
     #[test]
     fn what_nobody_writes_any_more_is_swept_away() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["report.html.4711.0.tmp", "report.html.tmp", "report.html", "notes.tmp.txt"] {
+        let of_others = ["notes.tmp.txt", "of_the_user.1.tmp", "report.html", "report.html.tmp"];
+        for name in of_others.iter().chain(&["report.html.4711.0.tmp"]) {
             write(&dir.path().join(name), b"half").unwrap();
         }
-        fs::create_dir(dir.path().join("of_the_user.tmp")).unwrap();
+        fs::create_dir(dir.path().join("of_the_user.4711.0.tmp")).unwrap();
         let written = create_locked(&dir.path().join("run.json.4712.3.tmp")).unwrap();
         sweep(dir.path()).unwrap();
-        let kept = ["notes.tmp.txt", "of_the_user.tmp", "report.html"];
+        let mut kept = of_others.to_vec();
+        kept.push("of_the_user.4711.0.tmp");
+        kept.sort_unstable();
         assert_eq!(names(dir.path()), [&kept[..], &["run.json.4712.3.tmp"]].concat());
         drop(written);
         sweep(dir.path()).unwrap();

@@ -65,9 +65,15 @@ impl Manifest {
 
     /// That of the checkpoint in `path`.
     fn load(path: &Path) -> Result<Self, Error> {
+        // First, as another format may have other fields.
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
         let bytes = read(path, MANIFEST)?;
+        let Format { format } = parse(path, MANIFEST, &bytes)?;
+        check_format(path, MANIFEST, format)?;
         let manifest: Self = parse(path, MANIFEST, &bytes)?;
-        check_format(path, MANIFEST, manifest.format)?;
         if let Some(expected) = &manifest.sha256 {
             let unsigned = String::from_utf8_lossy(&bytes).replacen(expected, "", 1);
             check_hash(path, MANIFEST, expected, &sha256(unsigned.as_bytes()))?;
@@ -234,7 +240,7 @@ impl Checkpoints {
     pub fn load_newest(&self) -> Result<Option<Checkpoint>, Error> {
         // Nothing depends on it here; whoever else reads it should know.
         if let Err(error) = self.last() {
-            tracing::warn!("{error}");
+            tracing::warn!("{}", error.report());
         }
         let mut first_error = None;
         for step in self.steps()?.into_iter().rev() {
@@ -497,7 +503,8 @@ fn step_of(name: &str) -> Option<u64> {
 }
 
 fn broken(path: &Path, message: String) -> Error {
-    Error::Checkpoint { path: path.to_owned(), message, hint: None }
+    let hint = "restore the file, or remove the directory to go on from the checkpoint before it";
+    Error::Checkpoint { path: path.to_owned(), message, hint: Some(hint.to_owned()) }
 }
 
 fn read(checkpoint: &Path, name: &str) -> Result<Vec<u8>, Error> {

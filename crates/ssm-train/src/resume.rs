@@ -191,13 +191,17 @@ pub(crate) fn changed_data<'a>(
 ///
 /// Returns a sentence for everything that may change the last bits of every number from here on.
 pub(crate) fn changed_route(old: &Session, new: &Session) -> Vec<String> {
+    let commit = |session: &Session| session.build_commit.clone().unwrap_or_default();
+    let [was_built_from, is_built_from] = [old, new].map(commit);
     let parts = [
         ("the version of this program", &old.version, &new.version),
+        ("the commit that this program was built from", &was_built_from, &is_built_from),
         ("the version of Burn", &old.burn, &new.burn),
         ("the backend", &old.backend, &new.backend),
         ("the instruction set of the kernels", &old.simd, &new.simd),
     ];
-    let changed = parts.into_iter().filter(|(_, old, new)| !old.is_empty() && old != new);
+    let changed =
+        parts.into_iter().filter(|(_, old, new)| !old.is_empty() && !new.is_empty() && old != new);
     let say = |(what, old, new): (&str, &String, &String)| {
         format!("{what} was `{old}` and is now `{new}`: from here on the run is not bit-exact")
     };

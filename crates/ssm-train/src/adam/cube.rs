@@ -88,7 +88,7 @@ impl Waiting {
 fn launch_group(factors: &Factors, vector: usize, group: Vec<Waiting>) {
     let Some(longest) = group.iter().map(Waiting::len).max() else { return };
     let client = group[0].tensors[0].client.clone();
-    let cubes = (longest / vector).div_ceil(UNITS) as u32;
+    let cubes = (longest / vector).div_ceil(UNITS).max(1) as u32;
     let count = CubeCount::Static(cubes, group.len() as u32, 1);
     let [mut w, mut m, mut v, mut grad] = [(); 4].map(|()| SequenceArg::new());
     let mut lens = SequenceArg::new();

@@ -84,7 +84,9 @@ pub(super) fn measure<T: Task>(
     let probe = steps.measure(Limit { steps: 1, ..limit })?;
     let each = probe.step().div_f64(smallest.config.train.accumulate as f64);
     let micro_batches = smallest.ratio(config) * config.train.accumulate as f64;
-    if each.mul_f64(smallest.n_layers as f64 * micro_batches) < limit.time / 2 {
+    // In numbers that cannot overflow, as a duration can.
+    let step = each.as_secs_f64() * smallest.n_layers as f64 * micro_batches;
+    if step < limit.time.as_secs_f64() / 2.0 || smallest.describe(config).is_empty() {
         return Ok(Ok(whole.measure(limit)?.measured()));
     }
     // What was there beside the smallest part, and is not beside the others.

@@ -168,7 +168,7 @@ impl Resumed {
         if !differences.is_empty() {
             let table = report::text_table(&resume::table(&differences));
             let text =
-                format!("the configuration is not the one the run was started with\n\n{table}");
+                format!("the configuration is not the one the run went on with last\n\n{table}");
             if resume::is_notable(&differences) {
                 tracing::warn!("{text}");
             } else {

@@ -151,6 +151,8 @@ fn a_replica_that_cannot_be_started_releases_the_others() {
             .env("FAULT_KIND", "thread")
             .env("FAULT_STACK", (8 << 20).to_string())
             .env("FAULT_AT", at.to_string())
+            // More would be threads of the replicas' pools, with the same size of stack.
+            .env("RAYON_NUM_THREADS", "1")
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

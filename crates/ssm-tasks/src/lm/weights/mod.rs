@@ -130,9 +130,8 @@ pub fn tensors_of(model: &MambaLm, layout: Layout) -> BTreeMap<String, Array> {
     let mut reading = Reading { walk: Walk::default(), layout, tensors: BTreeMap::new() };
     model.visit(&mut reading);
     let mut tensors = reading.tensors;
-    if let Some(norm) = tensors.get_mut("backbone.norm_f.weight") {
-        norm.values.iter_mut().for_each(|value| *value *= model.logit_scale as f32);
-    }
+    let norm = tensors.get_mut("backbone.norm_f.weight").expect("every backbone ends in a norm");
+    norm.values.iter_mut().for_each(|value| *value *= model.logit_scale as f32);
     if layout == Layout::StateSpaces {
         let embedding = tensors["backbone.embedding.weight"].clone();
         tensors.insert(HEAD.to_owned(), embedding);
