@@ -63,8 +63,8 @@ pub fn count() {
     PEAK.store(IN_USE.load(Relaxed), Relaxed);
 }
 
-/// Bytes in use beyond those at the first [`count`], 0 at least; `None` if the program's allocator is not
-/// counted.
+/// Bytes in use beyond those at the first [`count`]; `None` if there are no more, and if the program's
+/// allocator is not counted.
 #[must_use]
 pub fn in_use() -> Option<u64> {
     counted(&IN_USE)

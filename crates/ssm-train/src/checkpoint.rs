@@ -144,7 +144,11 @@ impl Checkpoints {
     ) -> Result<(), Error> {
         let path = self.path(position.step);
         let encode = |bytes: Result<Bytes, String>| {
-            bytes.map_err(|error| broken(&path, format!("cannot be encoded: {error}")))
+            bytes.map_err(|error| Error::Checkpoint {
+                path: path.clone(),
+                message: format!("cannot be encoded: {error}"),
+                hint: None,
+            })
         };
         let record = model.valid().into_record().into_bytes();
         let model = encode(record.map_err(|error| error.to_string()))?;
