@@ -125,7 +125,8 @@ fn the_scale_of_logits_is_exported_in_the_last_norm() {
     let dir = tempfile::tempdir().unwrap();
     let (layout, format) = (Layout::HuggingFace, Format::Safetensors);
     for (name, bytes) in export(&model, &config, &artifacts, layout, format).unwrap() {
-        fs::write(dir.path().join(name), bytes).unwrap();
+        let mut file = fs::File::create(dir.path().join(name)).unwrap();
+        std::io::Write::write_all(&mut file, &bytes).unwrap();
     }
     let again = import(dir.path(), None, &device).unwrap();
     assert_eq!(again.config.logit_scale, 1.0);
