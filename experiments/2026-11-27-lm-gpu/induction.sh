@@ -77,13 +77,16 @@ declare -A variants=(
     [fast_batch]="$long optim.adamw.lr=2e-3 train.batch_size=32"
     [state_4]="$long $mixer.d_state=4"
     [state_64]="$long $mixer.d_state=64"
+    # The fourth: the recipe of the file.
+    [scaled]="$long optim.adamw.lr=2e-3 run.seed=1 model.logit_scale=0.0009765625 $mixer.d_state=4"
     [low_long]="$long $mixer.dt_min=1e-8 $mixer.dt_init_floor=1e-8 $mixer.dt_max=1e-3"
 )
 names=${*:-slow_long slower_long slower_long_1 slower_paper}
 
 # What all variants share. Validation is longer than training: it selects weights that forget little.
 lens=$((MILLION / 64)),$((MILLION / 16)),$((MILLION / 4)),$MILLION
-common=(--quiet --set 'optim.adamw.betas=[0.9,0.95]' --set optim.adamw.eps=1e-15
+common=(--quiet --set 'optim.adamw.betas=[0.9,0.95]' --set optim.adamw.eps=1e-15 --set optim.adamw.lr=1e-3
+    --set run.seed=0 --set model.logit_scale=1 --set $mixer.d_state=16
     --set $mixer.dt_min=1e-3 --set $mixer.dt_init_floor=1e-4
     --set "data.induction_heads.test_lens=[64,256,1024,4096,$lens]"
     --set "data.induction_heads.samples.test=$N_TEST" --set "data.induction_heads.samples.test_tokens=$((N_TEST * MILLION))"
