@@ -240,7 +240,8 @@ fn weights_of_another_type_are_named_and_nothing_panics() {
     };
     let said = |problem: &str| {
         format!(
-            "error: checkpoint `{}`: `model.bpk` does not fit this run: {problem}\n",
+            "error: checkpoint `{}`: `model.bpk` does not fit this run: {problem}\nhint: restore the \
+             file, or remove the directory to go on from the checkpoint before it\n",
             checkpoint.display()
         )
     };
