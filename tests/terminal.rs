@@ -76,7 +76,9 @@ fn given_back(desk: &Desk, mut child: Watched) -> String {
     assert_eq!(said.matches(ENTER).count(), 1, "{said}");
     let (_, after) = said.rsplit_once(LEAVE).unwrap_or_else(|| panic!("never left: {said}"));
     assert!(after.contains(SHOW_CURSOR), "{said}");
-    let settings = |line: &&str| line.split(':').count() > 10;
+    // As `stty -g` prints them, numbers and colons; the dashboard has colons in its times.
+    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let settings = |line: &&str| line.split(':').count() > 10 && line.split(':').all(is_number);
     let modes: Vec<&str> = said.lines().map(str::trim).filter(settings).collect();
     assert_eq!(modes.len(), 2, "{said}");
     assert_eq!(modes[0], modes[1]);
