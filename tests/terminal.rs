@@ -34,7 +34,7 @@ fn at_a_terminal(desk: &Desk, steps: u64) -> Option<Watched> {
     }
     let train = format!(
         "trap : INT; stty rows 24 cols 80; stty -g; '{}' train {DEBUG} --tui --set run.dir='{}' --set \
-         train.steps={steps} --set train.eval_every_steps=20; echo code $?; stty -g",
+         train.steps={steps} --set train.patience={steps} --set train.eval_every_steps=20; echo code $?; stty -g",
         env!("CARGO_BIN_EXE_ssm"),
         desk.dir().display()
     );
@@ -91,7 +91,8 @@ fn a_key_ends_the_dashboard_and_saves() {
     for key in [b"q", b"\x03"] {
         let desk = Desk::new();
         let Some(mut child) = at_a_terminal(&desk, 1_000_000) else { return };
-        shown(&desk, &mut child, "validation");
+        // Of the first evaluation, `the best so far`: what is said before the dashboard has no such word.
+        shown(&desk, &mut child, "best");
         child.0.stdin.as_mut().unwrap().write_all(key).unwrap();
         let said = given_back(&desk, child);
         // What lies between words is not drawn anew.
