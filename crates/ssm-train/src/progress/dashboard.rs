@@ -155,12 +155,7 @@ impl Dashboard {
 
     pub(super) fn step(&mut self, numbers: &StepNumbers, memory: impl FnOnce() -> Option<u64>) {
         self.state.step(numbers);
-        if self.drawn.elapsed() < PAUSE {
-            return;
-        }
-        self.state.rate(self.drawn.elapsed());
-        self.state.memory = memory();
-        self.draw();
+        // In every step, as messages draw too: where there are many, none is left to this.
         // Once the terminal is given back, keys are the shell's.
         while *self.lent.is_ours() && event::poll(Duration::ZERO).unwrap_or(false) {
             if let Ok(Event::Key(key)) = event::read()
@@ -170,6 +165,12 @@ impl Dashboard {
                 break;
             }
         }
+        if self.drawn.elapsed() < PAUSE {
+            return;
+        }
+        self.state.rate(self.drawn.elapsed());
+        self.state.memory = memory();
+        self.draw();
     }
 
     pub(super) fn best(&mut self, text: &str) {
