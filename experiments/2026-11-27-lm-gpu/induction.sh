@@ -78,7 +78,7 @@ declare -A variants=(
     [state_4]="$long $mixer.d_state=4"
     [state_64]="$long $mixer.d_state=64"
     # The fourth: the recipe of the file.
-    [scaled]="$long optim.adamw.lr=2e-3 run.seed=1 model.logit_scale=0.0009765625 $mixer.d_state=4"
+    [scaled]="$long optim.adamw.lr=3e-3 optim.adamw.eps=1e-20 run.seed=1 model.logit_scale=0.000244140625 $mixer.d_state=2"
     [low_long]="$long $mixer.dt_min=1e-8 $mixer.dt_init_floor=1e-8 $mixer.dt_max=1e-3"
 )
 names=${*:-slow_long slower_long slower_long_1 slower_paper}
