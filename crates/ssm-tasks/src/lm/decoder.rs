@@ -81,10 +81,7 @@ impl Decoder {
         };
         let backbone = model.backbone.decoder(state, dtype)?;
         let embedding = copied(model.embedding.weight.val(), dtype);
-        let head = match model.logit_scale {
-            1.0 => embedding.clone(),
-            scale => embedding.clone().mul_scalar(scale),
-        };
+        let head = model.scaled(embedding.clone());
         let live = Rc::new(RefCell::new(Live { backbone, embedding, head, chosen, n_vocab }));
         Some(Self { live, graph: None, device, capacity })
     }

@@ -170,8 +170,9 @@ impl MambaLm {
         self.scaled(self.backbone.forward(self.embedded(tokens)))
     }
 
-    fn scaled<const D: usize>(&self, hidden: Tensor<D>) -> Tensor<D> {
-        if self.logit_scale == 1.0 { hidden } else { hidden.mul_scalar(self.logit_scale) }
+    /// Hidden states, or in their place the rows of the head, in the scale of the logits.
+    pub(super) fn scaled<const D: usize>(&self, factor: Tensor<D>) -> Tensor<D> {
+        if self.logit_scale == 1.0 { factor } else { factor.mul_scalar(self.logit_scale) }
     }
 
     /// What the first block reads.
