@@ -123,8 +123,8 @@ fn a_long_run_stays_as_small_as_it_was() {
         "model.d_model=16",
         "model.n_layer=1",
         "train.batch_size=4",
-        "train.steps=5000",
-        "train.eval_every_steps=250",
+        "train.steps=20000",
+        "train.eval_every_steps=1000",
         "log.tensorboard=true",
     ];
     let mut child = Command::new(env!("CARGO_BIN_EXE_ssm"))
@@ -150,9 +150,10 @@ fn a_long_run_stays_as_small_as_it_was() {
     }
     assert!(child.wait().unwrap().success());
     assert!(sizes.len() >= 15, "{sizes:?}");
-    // The allocator takes its time to have what it needs.
-    let (first, last) = (sizes[5], sizes[sizes.len() - 1]);
-    assert!(last < first + 8, "MiB every 250 steps: {sizes:?}");
+    // The allocator takes its time to have what it needs, and at times keeps for a thousand steps what it
+    // gives back then; what is never given back is in every size.
+    let last = sizes[sizes.len() - 5..].iter().min().unwrap();
+    assert!(*last < sizes[5] + 8, "MiB every 1000 steps: {sizes:?}");
 }
 
 #[test]
