@@ -2,7 +2,10 @@
 //! our kernels against host, with gradients.
 
 use burn::tensor::{Device, FloatDType, Tensor, activation};
-use ssm_core::ops::pointwise::{gelu, host, masked, neg_exp, reverse};
+use ssm_core::{
+    nn,
+    ops::pointwise::{dropped, gelu, host, masked, neg_exp, reverse},
+};
 
 use crate::support::{
     Draw, any_device, assert_error, devices, dot, finite_difference, half_devices, relative_rms,
@@ -131,6 +134,103 @@ fn decay_rates_and_masks_agree_with_the_host() {
             assert_error(&format!("gradient of masked, {what}"), &grad, &kept[1], bound);
         }
     }
+}
+
+/// The draws of the published listing of `pcg4d`, computed by hand from it in another language.
+#[test]
+fn draws_are_those_of_the_published_hash() {
+    let cases: [(u32, u32, [u32; 2], u32); 3] = [
+        (0, 0, [0, 0], 3542436074),
+        (1, 2, [3, 4], 45698095),
+        (1000000, 7, [3735928559, 1], 2583350352),
+    ];
+    for (place, site, seed, expected) in cases {
+        assert_eq!(host::draw(place, site, seed), expected);
+    }
+}
+
+#[test]
+fn draws_are_evenly_spread_and_differ_between_sites_and_seeds() {
+    let n: u32 = 1 << 16;
+    let share = |other: fn(u32, [u32; 2]) -> (u32, [u32; 2]), seed: [u32; 2]| {
+        let (site, other_seed) = other(1, seed);
+        let kept = |place: &u32| {
+            let [a, b] = [host::draw(*place, 1, seed), host::draw(*place, site, other_seed)];
+            a < 1 << 31 && b < 1 << 31
+        };
+        (0..n).filter(kept).count() as f64 / f64::from(n)
+    };
+    for seed in [[0, 0], [1, 0], [7, 9], [u32::MAX, 3]] {
+        // Five standard deviations of a share of so many draws.
+        let bound = |p: f64| 5.0 * (p * (1.0 - p) / f64::from(n)).sqrt();
+        let same = share(|site, seed| (site, seed), seed);
+        assert!((same - 0.5).abs() < bound(0.5), "{seed:?}: {same} are kept");
+        let others: [fn(u32, [u32; 2]) -> (u32, [u32; 2]); 3] = [
+            |site, seed| (site + 1, seed),
+            |site, [a, b]| (site, [a ^ 1, b]),
+            |site, [a, b]| (site, [a, b ^ 1]),
+        ];
+        for (i, other) in others.into_iter().enumerate() {
+            let both = share(other, seed);
+            assert!((both - 0.25).abs() < bound(0.25), "{seed:?}, {i}: {both} are kept by both");
+        }
+    }
+}
+
+#[test]
+fn dropped_elements_and_their_gradients_agree_with_the_host() {
+    let case = case(3.0);
+    let words = [0xfedc_ba98_u32, 0x0123_4567];
+    let seed = u64::from(words[1]) << 32 | u64::from(words[0]);
+    let keep = 0.7;
+    let below = (keep * f64::from(u32::MAX)) as u32;
+    for (name, device) in devices() {
+        let dtypes = match half_devices().iter().any(|(half, _)| *half == name) {
+            true => vec![(FloatDType::F32, 3e-7), (FloatDType::BF16, 6e-3)],
+            false => vec![(FloatDType::F32, 3e-7)],
+        };
+        for (dtype, bound) in dtypes {
+            for site in [0, 5] {
+                let op = |x| dropped(x, nn::seed(seed, &device), site, keep);
+                let (y, grad) = run(&case, dtype, &device, op);
+                let what = format!("site {site}, {dtype:?} on {name}");
+                let exact = |x: &[f64]| host::dropped(x, words, site, below, 1.0 / keep);
+                assert_error(&format!("dropped, {what}"), &y, &exact(&case.0), bound);
+                assert_error(&format!("gradient, {what}"), &grad, &exact(&case.1), bound);
+            }
+        }
+    }
+}
+
+/// Needs the GPU that the variable `SSM_TEST_DEVICE` names, as processors draw otherwise.
+#[test]
+fn a_seed_in_the_memory_of_an_accelerator_repeats_what_is_dropped() {
+    for (name, device) in devices().into_iter().filter(|(name, _)| *name != "flex") {
+        if device.memory_pool_usage().is_none() {
+            continue;
+        }
+        let device = device.autodiff();
+        let ones = || Tensor::<2>::ones([30, 50], &device);
+        let both = |seed: u64| {
+            nn::seeded(nn::seed(seed, &device), || {
+                [(); 2].map(|()| values(&nn::dropout(ones(), 0.5)))
+            })
+        };
+        assert_eq!(both(3), both(3), "{name}");
+        assert_ne!(both(3), both(4), "{name}");
+        let [first, second] = both(3);
+        assert_ne!(first, second, "{name}");
+        let kept = first.iter().filter(|value| **value == 2.0).count();
+        let share = kept as f64 / 1500.0;
+        assert!((share - 0.5).abs() < 5.0 * 0.5 / 1500_f64.sqrt(), "{name}: {share} are kept");
+    }
+}
+
+#[test]
+#[should_panic(expected = "dropout: axis 0 of `seed` is 3, expected words = 2")]
+fn a_seed_of_another_length_panics() {
+    let device = any_device();
+    dropped(Tensor::<1>::ones([4], &device), Tensor::zeros([3], &device), 0, 0.5);
 }
 
 #[test]

@@ -3,14 +3,47 @@
 //! Burn draws every element through a general sampler, which took a seventh of a training step of
 //! S-Mamba on a CPU. Here one draw of the device, which the trainer seeds for every step, becomes
 //! the key of ChaCha8, and that fills the mask.
+//!
+//! On an accelerator the mask is a hash of a seed in the memory of the device, which [`seeded`] names: it
+//! takes no memory and no launch of its own, and a recorded step drops something else once the seed in
+//! that memory is another.
 
-use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
+use std::cell::RefCell;
+
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
 
-use crate::ops::pointwise::masked;
+use crate::ops::pointwise::{dropped, masked};
+
+thread_local! {
+    /// The seed on accelerators and how many times it was drawn from, inside of [`seeded`].
+    static SEED: RefCell<Option<(Tensor<1, Int>, u32)>> = const { RefCell::new(None) };
+}
+
+/// A seed in the memory of a device, for [`seeded`].
+#[must_use]
+pub fn seed(seed: u64, device: &Device) -> Tensor<1, Int> {
+    let words = [seed as u32, (seed >> 32) as u32].map(u32::cast_signed);
+    Tensor::from_data(TensorData::from(words), (device, DType::I32))
+}
+
+/// Runs `compute`, whose every [`dropout`] on an accelerator then drops what follows from `seed` and from
+/// how many there were before it. Backward passes read `seed` again. On processors it changes nothing.
+pub fn seeded<R>(seed: Tensor<1, Int>, compute: impl FnOnce() -> R) -> R {
+    /// Also where `compute` panics.
+    struct Scope;
+    impl Drop for Scope {
+        fn drop(&mut self) {
+            SEED.take();
+        }
+    }
+    SEED.set(Some((seed, 0)));
+    let _scope = Scope;
+    compute()
+}
 
 /// Sets a share of `probability` of the elements to zero and scales the others by
 /// `1 / (1 - probability)`; does nothing outside of training, that is, without autodiff.
@@ -27,6 +60,14 @@ pub fn dropout<const D: usize>(x: Tensor<D>, probability: f64) -> Tensor<D> {
     }
     let keep = 1.0 - probability;
     if !is_host(&device) {
+        let next = SEED.with_borrow_mut(|seed| {
+            let (seed, site) = seed.as_mut()?;
+            *site += 1;
+            Some((seed.clone(), *site))
+        });
+        if let Some((seed, site)) = next {
+            return dropped(x, seed, site, keep);
+        }
         let mask = x.random_like(Distribution::Bernoulli(keep));
         return masked(x, mask, 1.0 / keep);
     }
@@ -61,8 +102,6 @@ fn mask(len: usize, keep: f64, key: u64) -> Vec<f32> {
 #[cfg(feature = "flex")]
 #[cfg(test)]
 mod tests {
-    use burn::tensor::DType;
-
     use super::*;
 
     fn ones(device: &Device) -> Tensor<2> {

@@ -17,7 +17,7 @@ pub use self::{
     bidirectional::{Bidirectional, BidirectionalConfig, Merge},
     block::{Block, BlockConfig},
     decoder::BackboneDecoder,
-    dropout::dropout,
+    dropout::{dropout, seed, seeded},
     mlp::{Mlp, MlpConfig},
     reordered::{Reordered, ReorderedConfig},
     residual::compute_in,

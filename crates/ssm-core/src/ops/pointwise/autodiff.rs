@@ -8,10 +8,10 @@ use burn::backend::{
         grads::Gradients,
         ops::{Backward, Ops, OpsKind},
     },
-    tensor::FloatTensor,
+    tensor::{FloatTensor, IntTensor},
 };
 
-use super::extension::PointwiseOps;
+use super::extension::{Dropout, PointwiseOps};
 
 #[derive(Debug)]
 struct Reverse;
@@ -92,6 +92,27 @@ impl<B: Backend + PointwiseOps> Backward<B, 1> for Masked {
     }
 }
 
+#[derive(Debug)]
+struct Dropped;
+
+impl<B: Backend + PointwiseOps> Backward<B, 1> for Dropped {
+    /// What the mask is made of, again.
+    type State = (IntTensor<B>, Dropout);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 1>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let grad = grads.consume::<B>(&ops.node);
+        let (seed, options) = ops.state;
+        if let [Some(parent)] = ops.parents {
+            grads.register::<B>(parent.id, B::dropped(grad, seed, options));
+        }
+    }
+}
+
 impl<B: Backend + PointwiseOps, C: CheckpointStrategy> PointwiseOps for Autodiff<B, C> {
     fn reverse(x: FloatTensor<Self>) -> FloatTensor<Self> {
         let node = x.node();
@@ -131,6 +152,15 @@ impl<B: Backend + PointwiseOps, C: CheckpointStrategy> PointwiseOps for Autodiff
         let y = B::masked(x.primitive().clone(), mask.clone(), scale);
         match Backward::<B, 1>::prepare::<C>(Masked, [node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((mask, scale), y),
+            OpsKind::UnTracked(prep) => prep.finish(y),
+        }
+    }
+
+    fn dropped(x: FloatTensor<Self>, seed: IntTensor<Self>, options: Dropout) -> FloatTensor<Self> {
+        let node = x.node();
+        let y = B::dropped(x.primitive().clone(), seed.clone(), options);
+        match Backward::<B, 1>::prepare::<C>(Dropped, [node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((seed, options), y),
             OpsKind::UnTracked(prep) => prep.finish(y),
         }
     }

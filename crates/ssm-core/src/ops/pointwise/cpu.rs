@@ -6,11 +6,20 @@
 use burn::backend::Flex;
 #[cfg(feature = "ndarray")]
 use burn::backend::NdArray;
-use burn::backend::{TensorMetadata, tensor::FloatTensor};
+use burn::{
+    backend::{
+        TensorMetadata,
+        tensor::{FloatTensor, IntTensor},
+    },
+    tensor::read_sync,
+};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::extension::PointwiseOps;
+use super::{
+    extension::{Dropout, PointwiseOps},
+    host::draw,
+};
 use crate::ops::{primitive::HostBackend, simd::Lanes};
 
 /// Elements that one thread takes at a time; below it threads cost more than they bring.
@@ -74,6 +83,23 @@ fn gelu<B: HostBackend>(x: FloatTensor<B>, grad: Option<FloatTensor<B>>) -> Floa
     B::tensor_like(out, &like)
 }
 
+fn dropped<B: HostBackend>(
+    x: FloatTensor<B>,
+    seed: IntTensor<B>,
+    options: Dropout,
+) -> FloatTensor<B> {
+    let like = x.clone();
+    let seed = read_sync(B::int_into_data(seed)).expect("host data");
+    let mut words = seed.iter::<i64>().map(|word| word as u32);
+    let seed = [(); 2].map(|()| words.next().unwrap_or_default());
+    let values = B::values(x);
+    let kept = |(place, x): (usize, &f32)| {
+        let is_kept = draw(place as u32, options.site, seed) < options.below;
+        if is_kept { x * options.scale } else { 0.0 }
+    };
+    B::tensor_like(values.as_ref().iter().enumerate().map(kept).collect(), &like)
+}
+
 macro_rules! on_host {
     ($backend:ty) => {
         impl PointwiseOps for $backend {
@@ -87,6 +113,14 @@ macro_rules! on_host {
 
             fn gelu_bwd(x: FloatTensor<Self>, grad_y: FloatTensor<Self>) -> FloatTensor<Self> {
                 gelu::<Self>(x, Some(grad_y))
+            }
+
+            fn dropped(
+                x: FloatTensor<Self>,
+                seed: IntTensor<Self>,
+                options: Dropout,
+            ) -> FloatTensor<Self> {
+                dropped::<Self>(x, seed, options)
             }
         }
     };

@@ -1,9 +1,15 @@
 //! The operations on devices of CubeCL.
 
-use burn::backend::{TensorMetadata, tensor::FloatTensor};
+use burn::backend::{
+    TensorMetadata,
+    tensor::{FloatTensor, IntTensor},
+};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 
-use super::{extension::PointwiseOps, kernel};
+use super::{
+    extension::{Dropout, PointwiseOps},
+    kernel,
+};
 use crate::ops::cube::{cast, check_device, elem, empty, independent, rows, vector_size};
 
 fn gelu(x: CubeTensor, grad_y: Option<CubeTensor>) -> CubeTensor {
@@ -113,6 +119,35 @@ impl PointwiseOps for CubeBackend {
                 mask.into_tensor_arg(),
                 y.clone().into_tensor_arg(),
                 len / vector,
+                scale,
+                dtype,
+            );
+        }
+        y
+    }
+
+    fn dropped(x: FloatTensor<Self>, seed: IntTensor<Self>, options: Dropout) -> FloatTensor<Self> {
+        check_device("dropout", &x, [x.dtype], 3);
+        let (x, seed) = (rows(x), rows(seed));
+        let y = empty(&x, x.shape(), x.dtype);
+        let len = x.meta.num_elements();
+        let vector = vector_size(len);
+        let (count, dim) = independent(len / vector);
+        let dtype = elem(&x);
+        let Dropout { site, below, scale } = options;
+        // SAFETY: as in `gelu`; `seed` holds two words, which `super::dropped` checked.
+        unsafe {
+            kernel::dropped::launch_unchecked(
+                &y.client,
+                count,
+                dim,
+                vector,
+                x.into_tensor_arg(),
+                seed.into_tensor_arg(),
+                y.clone().into_tensor_arg(),
+                len / vector,
+                site,
+                below,
                 scale,
                 dtype,
             );

@@ -2,7 +2,21 @@
 
 #![allow(deprecated, reason = "Burn deprecates its ndarray backend, which stays selectable here")]
 
-use burn::backend::{Backend, backend_extension, tensor::FloatTensor};
+use burn::backend::{
+    Backend, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+
+/// Which elements are dropped, besides the seed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Tells apart what one seed is used for.
+    pub site: u32,
+    /// Elements with a draw below are kept, of 2^32 possible ones.
+    pub below: u32,
+    /// What those are multiplied with.
+    pub scale: f32,
+}
 
 /// Small operations of a backend.
 #[backend_extension(
@@ -30,4 +44,7 @@ pub trait PointwiseOps: Backend {
     fn masked(x: FloatTensor<Self>, mask: FloatTensor<Self>, scale: f32) -> FloatTensor<Self> {
         Self::float_mul_scalar(Self::float_mul(x, mask), scale.into())
     }
+
+    /// `x * scale` where the draw of an element is below the bound, and 0 elsewhere; `seed`: `[2]`.
+    fn dropped(x: FloatTensor<Self>, seed: IntTensor<Self>, options: Dropout) -> FloatTensor<Self>;
 }

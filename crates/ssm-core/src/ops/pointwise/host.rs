@@ -1,4 +1,4 @@
-//! The specification: reversal, GELU and its gradient on plain slices, in f64.
+//! The specification: reversal, GELU and its gradient, dropout on plain slices, in f64.
 //!
 //! Nothing of Burn is imported here.
 
@@ -36,6 +36,33 @@ pub fn neg_exp(x: &[f64]) -> Vec<f64> {
 /// `y = x * mask * scale` for every element; so is the gradient, of `grad_y`.
 pub fn masked(x: &[f64], mask: &[f64], scale: f64) -> Vec<f64> {
     x.iter().zip(mask).map(|(x, mask)| x * mask * scale).collect()
+}
+
+/// A random number of 32 bits for every `place` of a `site`: a pure function, so that whoever needs a draw
+/// again computes it.
+///
+/// # Source
+/// `pcg4d` of Jarzynski & Olano 2020, "Hash Functions for GPU Rendering", JCGT 9(3), of which the last
+/// word is taken, as all others went into it.
+pub fn draw(place: u32, site: u32, seed: [u32; 2]) -> u32 {
+    let congruent = |x: u32| x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    let mix = |[x, y, z, w]: [u32; 4]| {
+        let x = x.wrapping_add(y.wrapping_mul(w));
+        let y = y.wrapping_add(z.wrapping_mul(x));
+        let z = z.wrapping_add(x.wrapping_mul(y));
+        [x, y, z, w.wrapping_add(y.wrapping_mul(z))]
+    };
+    let words = mix([place, site, seed[0], seed[1]].map(congruent));
+    mix(words.map(|word| word ^ (word >> 16)))[3]
+}
+
+/// `y = x * scale` where [`draw`] of the element is less than `below`, else 0; so is the gradient, of
+/// `grad_y`.
+pub fn dropped(x: &[f64], seed: [u32; 2], site: u32, below: u32, scale: f64) -> Vec<f64> {
+    let kept = |(place, x): (usize, &f64)| {
+        if draw(place as u32, site, seed) < below { x * scale } else { 0.0 }
+    };
+    x.iter().enumerate().map(kept).collect()
 }
 
 fn normal_cdf(x: f64) -> f64 {

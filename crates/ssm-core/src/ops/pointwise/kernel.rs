@@ -105,3 +105,51 @@ pub(super) fn masked<E: Float, V: Size>(
         y[ABSOLUTE_POS] = Vector::cast_from(kept * Vector::<f32, V>::new(scale));
     }
 }
+
+/// A random number for every `place` of a `site`: `host::draw`.
+#[cube]
+fn draw(place: u32, site: u32, seed_0: u32, seed_1: u32) -> u32 {
+    let mut x = place * 1_664_525u32 + 1_013_904_223u32;
+    let mut y = site * 1_664_525u32 + 1_013_904_223u32;
+    let mut z = seed_0 * 1_664_525u32 + 1_013_904_223u32;
+    let mut w = seed_1 * 1_664_525u32 + 1_013_904_223u32;
+    x += y * w;
+    y += z * x;
+    z += x * y;
+    w += y * z;
+    x ^= x >> 16u32;
+    y ^= y >> 16u32;
+    z ^= z >> 16u32;
+    w ^= w >> 16u32;
+    x += y * w;
+    y += z * x;
+    z += x * y;
+    w + y * z
+}
+
+/// `x * scale` where the draw of an element is less than `below`, else 0.
+#[cube(launch_unchecked)]
+pub(super) fn dropped<E: Float, V: Size>(
+    x: &Tensor<Vector<E, V>>,
+    seed: &Tensor<u32>,
+    y: &mut Tensor<Vector<E, V>>,
+    len: usize,
+    site: u32,
+    below: u32,
+    scale: f32,
+    #[define(E)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS < len {
+        let size = V::value();
+        let value = Vector::<f32, V>::cast_from(x[ABSOLUTE_POS]);
+        let (seed_0, seed_1) = (seed[0], seed[1]);
+        let first = (ABSOLUTE_POS * size) as u32;
+        let mut result = Vector::<f32, V>::empty();
+        #[unroll]
+        for s in 0..size {
+            let draw = draw(first + s as u32, site, seed_0, seed_1);
+            result.insert(s, select(draw < below, value.extract(s) * scale, 0.0f32));
+        }
+        y[ABSOLUTE_POS] = Vector::cast_from(result);
+    }
+}

@@ -23,9 +23,13 @@ pub mod host;
 #[cfg(feature = "cube")]
 mod kernel;
 
-use burn::{backend::Dispatch, tensor::Tensor};
+use burn::{
+    backend::Dispatch,
+    tensor::{Int, Tensor},
+};
 
-use self::extension::PointwiseOps;
+use self::extension::{Dropout, PointwiseOps};
+use super::primitive::check_shape;
 
 /// The sequence read from its end: `y_t = x_{seq_len - 1 - t}`.
 ///
@@ -85,4 +89,33 @@ pub fn masked<const D: usize>(x: Tensor<D>, mask: Tensor<D>, scale: f64) -> Tens
     );
     let (x, mask) = (x.into_dispatch(), mask.into_dispatch());
     Tensor::from_dispatch(<Dispatch as PointwiseOps>::masked(x, mask, scale as f32))
+}
+
+/// `x / keep` where an element is kept, which it is with the probability `keep`, and 0 elsewhere: dropout
+/// without a mask in memory. Which elements are kept is a pure function of the words of `seed`, the `site`
+/// and the place of the element, and so the same for every type and device.
+///
+/// # Shapes
+/// `x`: any, the same shape out; `seed`: `[2]`, words of 32 bits.
+///
+/// # Gradients
+/// `x`, in the memory of whose gradient the mask is made again: `seed` must then hold what it held. First
+/// order only.
+///
+/// # Panics
+/// If `seed` does not hold two numbers.
+///
+/// # Source
+/// Srivastava et al. 2014, "Dropout"; draws by [`host::draw`].
+pub fn dropped<const D: usize>(
+    x: Tensor<D>,
+    seed: Tensor<1, Int>,
+    site: u32,
+    keep: f64,
+) -> Tensor<D> {
+    check_shape("dropout", "seed", seed.dims(), [("words", 2)]);
+    let below = (keep * f64::from(u32::MAX)) as u32;
+    let options = Dropout { site, below, scale: (1.0 / keep) as f32 };
+    let (x, seed) = (x.into_dispatch(), seed.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as PointwiseOps>::dropped(x, seed, options))
 }
