@@ -12,7 +12,7 @@ use burn::{
             grads::Gradients,
             ops::{Backward, Ops, OpsKind},
         },
-        tensor::FloatTensor,
+        tensor::{FloatTensor, IntTensor},
     },
     tensor::{FloatDType, Shape},
 };
@@ -51,6 +51,7 @@ impl<B: Backend + CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Au
     fn cross_entropy(
         input: CrossEntropyPrimitives<Self>,
         targets: Arc<[i32]>,
+        on_device: IntTensor<Self>,
         options: CrossEntropyOptions,
     ) -> CrossEntropyResult<Self> {
         let parents = [input.hidden.node(), input.weight.node()];
@@ -60,7 +61,7 @@ impl<B: Backend + CrossEntropyOps, C: CheckpointStrategy> CrossEntropyOps for Au
         };
         let compute = |gradients: bool| {
             let options = CrossEntropyOptions { gradients, ..options };
-            B::cross_entropy(primitives.clone(), targets.clone(), options)
+            B::cross_entropy(primitives.clone(), targets.clone(), on_device.clone(), options)
         };
         let loss = match CrossEntropy.prepare::<C>(parents).compute_bound().stateful() {
             OpsKind::UnTracked(prep) => prep.finish(compute(false).loss),

@@ -8,7 +8,7 @@ use std::{borrow::Cow, sync::Arc};
 use burn::backend::Flex;
 #[cfg(feature = "ndarray")]
 use burn::backend::NdArray;
-use burn::backend::TensorMetadata;
+use burn::backend::{TensorMetadata, tensor::IntTensor};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -186,6 +186,7 @@ macro_rules! on_host {
             fn cross_entropy(
                 input: CrossEntropyPrimitives<Self>,
                 targets: Arc<[i32]>,
+                _on_device: IntTensor<Self>,
                 options: CrossEntropyOptions,
             ) -> CrossEntropyResult<Self> {
                 cross_entropy::<Self>(input, &targets, options)

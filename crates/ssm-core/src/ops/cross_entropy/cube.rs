@@ -3,11 +3,8 @@
 use std::sync::Arc;
 
 use burn::{
-    backend::{
-        TensorMetadata,
-        ops::{FloatTensorOps, IntTensorOps},
-    },
-    tensor::{DType, Shape, Slice, TensorData},
+    backend::{TensorMetadata, ops::FloatTensorOps, tensor::IntTensor},
+    tensor::{DType, Shape, Slice},
 };
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use cubecl::CubeDim;
@@ -102,6 +99,7 @@ impl CrossEntropyOps for CubeBackend {
     fn cross_entropy(
         input: CrossEntropyPrimitives<Self>,
         targets: Arc<[i32]>,
+        on_device: IntTensor<Self>,
         options: CrossEntropyOptions,
     ) -> CrossEntropyResult<Self> {
         let [n, d_model]: [usize; 2] = input.hidden.shape().dims();
@@ -112,8 +110,7 @@ impl CrossEntropyOps for CubeBackend {
         let n_counted = count(&targets);
         let mean = (1.0 / n_counted as f64) as f32;
         let scale = options.gradients.then_some(mean);
-        let data = TensorData::new(targets.to_vec(), [n]);
-        let targets = B::int_from_data(data, &hidden.device);
+        let targets = rows(on_device);
         if options.gradients && n_counted < n {
             // In the gradient of the weight they are multiplied by zero, which what is no number survives.
             hidden = counted(&hidden, &targets);

@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use burn::backend::{Backend, ExtensionType, backend_extension, tensor::FloatTensor};
+use burn::backend::{
+    Backend, ExtensionType, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
 
 use crate::ops::primitive::Maybe;
 
@@ -47,10 +50,12 @@ pub struct CrossEntropyOptions {
     Autodiff
 )]
 pub trait CrossEntropyOps: Backend {
-    /// Mean cross-entropy over the targets that are not negative.
+    /// Mean cross-entropy over the targets that are not negative. Accelerators read them from their own
+    /// memory, `[n]` in i32, and take from `targets` only how many count.
     fn cross_entropy(
         #[extension_type] input: CrossEntropyPrimitives<Self>,
         targets: Arc<[i32]>,
+        on_device: IntTensor<Self>,
         options: CrossEntropyOptions,
     ) -> CrossEntropyResult<Self>;
 }

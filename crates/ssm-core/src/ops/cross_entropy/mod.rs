@@ -27,7 +27,12 @@ pub mod host;
 mod kernel;
 mod reference;
 
-use burn::{backend::Dispatch, tensor::Tensor};
+use std::sync::Arc;
+
+use burn::{
+    backend::Dispatch,
+    tensor::{DType, Device, Int, Tensor, TensorData},
+};
 
 use self::extension::{CrossEntropyOps, CrossEntropyOptions, CrossEntropyPrimitives};
 pub use self::reference::reference;
@@ -65,13 +70,56 @@ pub fn linear_cross_entropy(
     targets: &[i32],
     max_logits: usize,
 ) -> Tensor<1> {
-    check(&hidden, &weight, targets);
+    let targets = Targets::new(targets.into(), &hidden.device());
+    linear_cross_entropy_at(hidden, weight, targets, max_logits)
+}
+
+/// Targets that are on the device already.
+#[derive(Clone, Debug)]
+pub struct Targets {
+    values: Arc<[i32]>,
+    /// The same, `[n]` in i32.
+    pub on_device: Tensor<1, Int>,
+}
+
+impl Targets {
+    /// Brings targets to a device.
+    #[must_use]
+    pub fn new(values: Arc<[i32]>, device: &Device) -> Self {
+        let data = TensorData::new(values.to_vec(), [values.len()]);
+        Self { values, on_device: Tensor::from_data(data, (device, DType::I32)) }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.values.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+}
+
+/// As [`linear_cross_entropy`]: nothing is sent to the device.
+pub fn linear_cross_entropy_at(
+    hidden: Tensor<2>,
+    weight: Tensor<2>,
+    targets: Targets,
+    max_logits: usize,
+) -> Tensor<1> {
+    let Targets { values, on_device } = targets;
+    check(&hidden, &weight, &values);
+    check_shape("cross_entropy", "targets", on_device.dims(), [("n", values.len())]);
     let [n_rows, _] = weight.dims();
-    let chunk = chunk_len(targets.len(), (max_logits / n_rows).max(1));
+    let chunk = chunk_len(values.len(), (max_logits / n_rows).max(1));
     let input =
         CrossEntropyPrimitives { hidden: hidden.into_dispatch(), weight: weight.into_dispatch() };
     let options = CrossEntropyOptions { chunk, gradients: false };
-    let result = <Dispatch as CrossEntropyOps>::cross_entropy(input, targets.into(), options);
+    let on_device = on_device.into_dispatch();
+    let result = <Dispatch as CrossEntropyOps>::cross_entropy(input, values, on_device, options);
     Tensor::from_dispatch(result.loss)
 }
 
