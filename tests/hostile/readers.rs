@@ -28,7 +28,7 @@ use ssm_tasks::{
 };
 use ssm_train::{
     Config, Task, TrainOptions, checkpoint::Checkpoints, config, optim, progress::Show,
-    result::RunResult, run_dir,
+    result::RunResult, run_dir, task::Host,
 };
 
 use crate::source;
@@ -266,7 +266,7 @@ fn weights_of_runs() -> Reader {
         // Burn keeps the graphs of parameters that are gone until something is differentiated.
         if runs.replace(runs.get() + 1) % 500 == 499 {
             let (task, model) = fresh().unwrap();
-            task.loss(&model, task.batch(0).unwrap()).mean.backward();
+            task.loss(&model, Host(task.batch(0).unwrap())).mean.backward();
         }
         let read = all.load(step).and_then(|checkpoint| {
             let (_, model) = fresh()?;

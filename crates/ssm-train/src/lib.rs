@@ -45,6 +45,8 @@ pub mod overview;
 pub mod plan;
 pub mod position;
 pub mod progress;
+#[cfg(feature = "cube")]
+mod recording;
 pub mod report;
 pub mod result;
 mod resume;

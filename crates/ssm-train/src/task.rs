@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use burn::{
     module::Module,
-    tensor::{Device, Tensor},
+    tensor::{Device, Int, Tensor},
 };
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
@@ -58,6 +58,68 @@ pub struct Loss {
     pub mean: Tensor<1>,
     /// Number of samples (or tokens) in the mean: accumulated gradients are averaged by it.
     pub weight: f64,
+}
+
+/// What a loss reads of a micro-batch, in the memory of the device that computes it.
+///
+/// The launches of a small model's step take the host longer to order than the device to do. Where a loss
+/// reads tensors and nothing else, the engine records them once, and from then on writes the tensors of
+/// each micro-batch into the memory of the first and replays the record.
+pub trait Input: Clone {
+    /// Whether the loss is a pure function of these tensors and of the model, and of no number that changes
+    /// from micro-batch to micro-batch. By default it is.
+    fn is_recordable(&self) -> bool {
+        true
+    }
+
+    /// Itself, every tensor sent through `mapper`, in an order that depends on shapes only.
+    #[must_use]
+    fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self;
+}
+
+/// What [`Input::map_tensors`] sends tensors through; each comes back in its shape and type.
+pub trait InputMapper {
+    /// Any float type.
+    fn float<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D>;
+
+    /// Any integer type.
+    fn int<const D: usize>(&mut self, tensor: Tensor<D, Int>) -> Tensor<D, Int>;
+}
+
+impl<const D: usize> Input for Tensor<D> {
+    fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
+        mapper.float(self)
+    }
+}
+
+impl<const D: usize> Input for Tensor<D, Int> {
+    fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
+        mapper.int(self)
+    }
+}
+
+impl<T: Input> Input for Option<T> {
+    fn is_recordable(&self) -> bool {
+        self.as_ref().is_none_or(Input::is_recordable)
+    }
+
+    fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
+        self.map(|input| input.map_tensors(mapper))
+    }
+}
+
+/// A micro-batch that a loss reads in the memory of the host: its steps are not recorded.
+#[derive(Clone, Debug)]
+pub struct Host<T>(pub T);
+
+impl<T: Clone> Input for Host<T> {
+    fn is_recordable(&self) -> bool {
+        false
+    }
+
+    fn map_tensors<M: InputMapper>(self, _mapper: &mut M) -> Self {
+        self
+    }
 }
 
 /// What a sample, the unit of [`Loss::weight`], is to a model: for throughput that can be compared.
@@ -199,6 +261,8 @@ pub trait Task: Sized + 'static {
     type Model: Module;
     /// Host data of one micro-batch.
     type Batch: Send + 'static;
+    /// What [`Task::loss`] reads of it: a struct of tensors, or [`Host`] of the batch.
+    type Input: Input;
 
     /// Number of folds: runs that differ in their splits and are reported together. One by default.
     ///
@@ -276,8 +340,23 @@ pub trait Task: Sized + 'static {
         None
     }
 
+    /// Brings a micro-batch to the device. What the loss draws at random, it draws from `seed`, or from
+    /// the generator of the device, which was seeded with it.
+    fn input(&self, batch: Self::Batch, seed: u64, device: &Device) -> Self::Input;
+
     /// Mean loss of a micro-batch; gradients flow to every parameter of `model`.
-    fn loss(&self, model: &Self::Model, batch: Self::Batch) -> Loss;
+    fn loss(&self, model: &Self::Model, input: Self::Input) -> Loss;
+
+    /// [`Task::loss`] of a micro-batch in host memory.
+    fn batch_loss(
+        &self,
+        model: &Self::Model,
+        batch: Self::Batch,
+        seed: u64,
+        device: &Device,
+    ) -> Loss {
+        self.loss(model, self.input(batch, seed, device))
+    }
 
     /// What a sample takes, for a task whose samples are made of tokens. By default it is not said.
     fn work(&self, model: &Self::Model) -> Option<Work> {

@@ -31,13 +31,13 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 use serde::Deserialize;
-use ssm_core::init::Init;
+use ssm_core::{init::Init, nn};
 use ssm_train::{
     config::Settings,
     error::Error,
-    task::{Goal, Loss, Metrics, Outcome, Selection, Split, Task},
+    task::{self, Goal, InputMapper, Loss, Metrics, Outcome, Selection, Split, Task},
 };
 
 use self::{
@@ -70,10 +70,32 @@ pub struct ForecastingTask {
     order: CachedOrder,
 }
 
+/// What a loss reads.
+#[derive(Clone, Debug)]
+pub struct TrainingInput {
+    /// What dropout draws from.
+    seed: Tensor<1, Int>,
+    windows: Input,
+    /// `[batch, n_targets, pred_len]`
+    target: Tensor<3>,
+}
+
+impl task::Input for TrainingInput {
+    fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
+        let Self { seed, windows: Input { x, marks }, target } = self;
+        Self {
+            seed: seed.map_tensors(mapper),
+            windows: Input { x: x.map_tensors(mapper), marks: marks.map_tensors(mapper) },
+            target: target.map_tensors(mapper),
+        }
+    }
+}
+
 impl Task for ForecastingTask {
     type Config = ForecastingConfig;
     type Model = Forecaster;
     type Batch = WindowBatch;
+    type Input = TrainingInput;
 
     fn new(
         options: &ForecastingOptions,
@@ -188,11 +210,19 @@ impl Task for ForecastingTask {
         self.windows_of(index).iter().map(name).collect()
     }
 
-    fn loss(&self, model: &Forecaster, batch: WindowBatch) -> Loss {
-        let device = model.device();
-        let predicted = self.select_targets(model.forward(self.windows.input(&batch, &device)));
-        let error = predicted - self.windows.target(&batch, &device);
-        Loss { mean: error.square().mean(), weight: batch.n_windows as f64 }
+    fn input(&self, batch: WindowBatch, seed: u64, device: &Device) -> TrainingInput {
+        TrainingInput {
+            seed: nn::seed(seed, device),
+            windows: self.windows.input(&batch, device),
+            target: self.windows.target(&batch, device),
+        }
+    }
+
+    fn loss(&self, model: &Forecaster, input: TrainingInput) -> Loss {
+        let TrainingInput { seed, windows, target } = input;
+        let [n_windows, ..] = target.dims();
+        let predicted = nn::seeded(seed, || self.select_targets(model.forward(windows)));
+        Loss { mean: (predicted - target).square().mean(), weight: n_windows as f64 }
     }
 
     fn selection(&self) -> Selection {

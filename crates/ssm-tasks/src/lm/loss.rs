@@ -1,7 +1,8 @@
 //! The loss: what a model leaves unsaid of each target, in nats.
 
-use burn::tensor::{FloatDType, Int, Tensor, TensorData};
-use ssm_core::ops::cross_entropy::linear_cross_entropy;
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use ssm_core::ops::cross_entropy;
+use ssm_train::task::{Input, InputMapper};
 
 use super::{
     batch::{IGNORE, LmBatch},
@@ -44,10 +45,49 @@ pub(super) fn at_targets(hidden: Tensor<3>, targets: &Targets) -> Tensor<2> {
     hidden.select(0, Tensor::<1, Int>::from_data(places, &device))
 }
 
-/// Mean cross-entropy of the targets in nats, `[1]`.
-pub(super) fn mean(model: &MambaLm, hidden: Tensor<3>, targets: &Targets) -> Tensor<1> {
-    let hidden = at_targets(hidden, targets);
-    linear_cross_entropy(hidden, model.embedding.weight.val(), &targets.tokens, LOGITS_MAX)
+/// The same on the device that the loss is computed on.
+#[derive(Clone, Debug)]
+pub(super) struct OnDevice {
+    /// Unless every position has a target.
+    places: Option<Tensor<1, Int>>,
+    /// Token at each of them.
+    tokens: cross_entropy::Targets,
+}
+
+impl Targets {
+    /// Brings them to a device; `n`: positions of the batch.
+    pub(super) fn to_device(&self, n: usize, device: &Device) -> OnDevice {
+        let places = (self.places.len() < n).then(|| {
+            let places = TensorData::new(self.places.clone(), [self.places.len()]);
+            Tensor::from_data(places, device)
+        });
+        let tokens = cross_entropy::Targets::new(self.tokens.as_slice().into(), device);
+        OnDevice { places, tokens }
+    }
+}
+
+impl OnDevice {
+    pub(super) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+impl Input for OnDevice {
+    fn map_tensors<M: InputMapper>(mut self, mapper: &mut M) -> Self {
+        self.places = self.places.map_tensors(mapper);
+        self.tokens.on_device = self.tokens.on_device.map_tensors(mapper);
+        self
+    }
+}
+
+/// Mean cross-entropy of the targets in nats, `[1]`; `hidden`: `[batch, seq_len, d_model]`.
+pub(super) fn mean(model: &MambaLm, hidden: Tensor<3>, targets: OnDevice) -> Tensor<1> {
+    let mut hidden = hidden.flatten::<2>(0, 1);
+    if let Some(places) = targets.places {
+        hidden = hidden.select(0, places);
+    }
+    let weight = model.embedding.weight.val();
+    cross_entropy::linear_cross_entropy_at(hidden, weight, targets.tokens, LOGITS_MAX)
 }
 
 /// Cross-entropy of every target in nats, `[n]`, in f32; `logits`: `[n, n_rows]`.
@@ -77,7 +117,6 @@ pub(super) fn cross_entropy(logits: Tensor<2>, targets: &[i32]) -> Tensor<1> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
     use ssm_core::init::Init;
 
     use super::*;
@@ -107,7 +146,9 @@ mod tests {
         let hidden = || model.hidden(batch.tokens(&device));
         let logits = model.head(at_targets(hidden(), &targets));
         let whole = values(cross_entropy(logits, &targets.tokens).mean());
-        for (got, whole) in values(mean(&model, hidden(), &targets)).iter().zip(&whole) {
+        for (got, whole) in
+            values(mean(&model, hidden(), targets.to_device(11, &device))).iter().zip(&whole)
+        {
             assert!((got - whole).abs() < 1e-6, "{got} is not {whole}");
         }
     }

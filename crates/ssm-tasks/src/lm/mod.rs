@@ -39,14 +39,18 @@ use std::{
 
 use burn::{
     module::Module,
-    tensor::{Device, FloatDType},
+    tensor::{Bool, Device, FloatDType, Int, Tensor},
 };
 use serde::{Deserialize, Serialize};
-use ssm_core::{init::Init, mixers::State, nn::BackboneState};
+use ssm_core::{
+    init::Init,
+    mixers::State,
+    nn::{self, BackboneState},
+};
 use ssm_train::{
     config::{Issue, Recompute, Settings},
     error::Error,
-    task::{Goal, Loss, Metrics, Outcome, Selection, Split, Task, Work},
+    task::{Goal, Input, InputMapper, Loss, Metrics, Outcome, Selection, Split, Task, Work},
 };
 
 use self::{
@@ -81,10 +85,41 @@ pub struct LmTask {
     carried: Mutex<Option<BackboneState>>,
 }
 
+/// What a loss reads.
+#[derive(Clone, Debug)]
+pub struct LmInput {
+    /// What dropout draws from.
+    seed: Tensor<1, Int>,
+    /// `[batch, seq_len]`
+    tokens: Tensor<2, Int>,
+    /// Where documents begin, of the same shape.
+    resets: Option<Tensor<2, Bool>>,
+    targets: loss::OnDevice,
+    /// Of a part of sequences, whether it takes the state that the part before left.
+    carries: Option<bool>,
+}
+
+impl Input for LmInput {
+    /// A carried state is no input, and resets are no words.
+    fn is_recordable(&self) -> bool {
+        self.carries.is_none() && self.resets.is_none() && self.targets.len() > 0
+    }
+
+    fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
+        Self {
+            seed: self.seed.map_tensors(mapper),
+            tokens: self.tokens.map_tensors(mapper),
+            targets: self.targets.map_tensors(mapper),
+            ..self
+        }
+    }
+}
+
 impl Task for LmTask {
     type Config = LmConfig;
     type Model = MambaLm;
     type Batch = LmBatch;
+    type Input = LmInput;
 
     fn new(
         options: &LmOptions,
@@ -220,27 +255,26 @@ impl Task for LmTask {
         sequences.map(name).collect()
     }
 
-    fn loss(&self, model: &MambaLm, batch: LmBatch) -> Loss {
-        let device = model.device();
+    fn input(&self, batch: LmBatch, seed: u64, device: &Device) -> LmInput {
         let targets = loss::Targets::of(&batch);
-        let hidden = if self.n_parts == 1 && batch.resets.is_none() {
-            model.hidden(batch.tokens(&device))
-        } else {
-            let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = carried.take().filter(|_| batch.continues);
-            let mut state = before.unwrap_or_else(|| initial(model, batch.batch));
-            let hidden = model.continued(batch.tokens(&device), batch.resets(&device), &mut state);
-            if self.n_parts > 1 {
-                *carried = Some(state.detach());
-            }
-            hidden
-        };
-        let weight = targets.tokens.len() as f64;
-        if targets.tokens.is_empty() {
+        LmInput {
+            seed: nn::seed(seed, device),
+            tokens: batch.tokens(device),
+            resets: batch.resets(device),
+            targets: targets.to_device(batch.batch * batch.seq_len, device),
+            carries: (self.n_parts > 1).then_some(batch.continues),
+        }
+    }
+
+    fn loss(&self, model: &MambaLm, input: LmInput) -> Loss {
+        let LmInput { seed, tokens, resets, targets, carries } = input;
+        let hidden = nn::seeded(seed, || self.hidden(model, tokens, resets, carries));
+        let weight = targets.len() as f64;
+        if targets.len() == 0 {
             // A part of a sequence may have nothing to say; its gradient is zero.
             return Loss { mean: hidden.mean().cast(FloatDType::F32) * 0.0, weight };
         }
-        Loss { mean: loss::mean(model, hidden, &targets), weight }
+        Loss { mean: loss::mean(model, hidden, targets), weight }
     }
 
     fn work(&self, model: &MambaLm) -> Option<Work> {
@@ -273,6 +307,28 @@ impl Task for LmTask {
 }
 
 impl LmTask {
+    /// Hidden states of training sequences, or of parts of them; those carry the state of the part before.
+    fn hidden(
+        &self,
+        model: &MambaLm,
+        tokens: Tensor<2, Int>,
+        resets: Option<Tensor<2, Bool>>,
+        carries: Option<bool>,
+    ) -> Tensor<3> {
+        if carries.is_none() && resets.is_none() {
+            return model.hidden(tokens);
+        }
+        let mut carried = self.carried.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = carried.take().filter(|_| carries == Some(true));
+        let [batch, _] = tokens.dims();
+        let mut state = before.unwrap_or_else(|| initial(model, batch));
+        let hidden = model.continued(tokens, resets, &mut state);
+        if carries.is_some() {
+            *carried = Some(state.detach());
+        }
+        hidden
+    }
+
     /// Tokens of a training sequence that is cut from a corpus.
     fn sequence_len(&self) -> usize {
         self.options.seq_len * self.n_parts as usize

@@ -40,7 +40,7 @@ use ssm_train::{
     error::Error,
     report::Table,
     result::RunResult,
-    task::{Goal, Loss, Metrics, Outcome, Reader, Selection, Split, Task},
+    task::{Goal, Host, Loss, Metrics, Outcome, Reader, Selection, Split, Task},
 };
 
 use self::{
@@ -93,12 +93,15 @@ pub struct MilTask {
 }
 
 /// Bags of one micro-batch.
+#[derive(Clone)]
 pub struct BagBatch(Vec<(usize, Arc<Bag>)>);
 
 impl Task for MilTask {
     type Config = MilConfig;
     type Model = BagModel;
     type Batch = BagBatch;
+    /// Bags differ in size.
+    type Input = Host<BagBatch>;
 
     fn n_folds(options: &MilOptions, data: &DataConfig, _dirs: &[PathBuf]) -> Result<usize, Error> {
         Ok(match data.data_set().n_given_splits() {
@@ -241,7 +244,11 @@ impl Task for MilTask {
         }
     }
 
-    fn loss(&self, model: &BagModel, batch: BagBatch) -> Loss {
+    fn input(&self, batch: BagBatch, _seed: u64, _device: &Device) -> Host<BagBatch> {
+        Host(batch)
+    }
+
+    fn loss(&self, model: &BagModel, Host(batch): Host<BagBatch>) -> Loss {
         let device = model.device();
         let weight = batch.0.len() as f64;
         let losses = batch.0.into_iter().map(|(slide, bag)| {

@@ -14,7 +14,7 @@ use ssm_tasks::mil::{
 use ssm_train::{
     config::Settings,
     error::Error,
-    task::{Split, Task},
+    task::{Host, Split, Task},
 };
 
 use crate::support::{data_dirs, settings};
@@ -244,7 +244,7 @@ fn an_epoch_visits_every_training_bag_once_and_folds_differ() {
     let mean = |epoch: u64, task: &MilTask| {
         let n = task.batches_per_epoch();
         let losses = (epoch * n..(epoch + 1) * n).map(|index| {
-            let loss = task.loss(&model, task.batch(index).unwrap());
+            let loss = task.loss(&model, Host(task.batch(index).unwrap()));
             (f64::from(values(loss.mean)[0]) * loss.weight, loss.weight)
         });
         let (sum, weight) = losses.fold((0.0, 0.0), |sum, loss| (sum.0 + loss.0, sum.1 + loss.1));
@@ -278,7 +278,7 @@ fn instances_are_shuffled_in_training_alone_and_anew_in_every_epoch() {
     let n = plain.batches_per_epoch();
     let losses = |task: &MilTask, epoch: u64| -> Vec<f32> {
         let batches = (epoch * n..(epoch + 1) * n).map(|index| task.batch(index).unwrap());
-        batches.flat_map(|batch| values(task.loss(&model, batch).mean)).collect()
+        batches.flat_map(|batch| values(task.loss(&model, Host(batch)).mean)).collect()
     };
     // The model reads in order. Bags come in the same order with and without; most have two to five
     // instances, which now and then come as they were.

@@ -91,13 +91,14 @@ impl<'a, T: Task> Steps<'a, T> {
                 lap[part] += clock.elapsed();
                 clock = Instant::now();
             };
-            device.seed(step_seed(config.run.seed, step));
+            let seed = step_seed(config.run.seed, step);
+            device.seed(seed);
             let batches = plan.micro_batches(step);
             let mut sum = Accumulation::new(batches.end - batches.start);
             for index in batches {
                 let batch = task.batch(index)?;
                 end(0, &mut lap);
-                let loss = task.loss(&model, batch);
+                let loss = task.batch_loss(&model, batch, seed, &device);
                 end(1, &mut lap);
                 sum.add(&model, loss);
                 end(2, &mut lap);

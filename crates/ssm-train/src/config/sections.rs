@@ -52,11 +52,14 @@ pub struct DeviceSection {
     /// there is. Each holds the whole model and takes its share of the micro-batches of every step,
     /// of which `train.accumulate` says the number: the result is that of a single device. Default 1.
     pub replicas: usize,
+    /// Whether the launches of a short step are recorded once and then replayed as one, on devices that
+    /// can (CUDA graphs, prepared commands of Vulkan): the same numbers in less time. Default true.
+    pub record_steps: bool,
 }
 
 impl Default for DeviceSection {
     fn default() -> Self {
-        Self { backend: "auto".into(), index: 0, replicas: 1 }
+        Self { backend: "auto".into(), index: 0, replicas: 1, record_steps: true }
     }
 }
 

@@ -62,6 +62,13 @@ impl<M: Module> Accumulation<M> {
         self.sum.accumulate(model, GradientsParams::from_grads(grads, model));
     }
 
+    /// Takes the gradient of the only micro-batch, and its loss without the graph of autodiff.
+    #[cfg(feature = "cube")]
+    pub(crate) fn set(&mut self, model: &M, loss: Loss, grads: GradientsParams) {
+        self.losses.push((loss.mean, loss.weight));
+        self.sum.accumulate(model, grads);
+    }
+
     /// Sum of the losses by weight, and of the weights.
     pub(crate) fn numbers(&self) -> Result<[f64; 2], ExecutionError> {
         if self.losses.is_empty() {

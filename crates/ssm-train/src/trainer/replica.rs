@@ -9,6 +9,8 @@ use burn::{
 };
 
 use super::ahead::Ahead;
+#[cfg(feature = "cube")]
+use crate::recording::{Recorded, Recorder};
 use crate::{
     checkpoint::Checkpoint,
     collective::{Collective, Order, share},
@@ -31,6 +33,8 @@ pub(super) struct Replica<'a, T: Task> {
     pub(super) collective: Rc<dyn Collective>,
     /// Where the task reads while it trains.
     ahead: Option<RefCell<Ahead<T::Batch>>>,
+    #[cfg(feature = "cube")]
+    recorder: RefCell<Recorder<T::Input>>,
     on_host: bool,
     /// Whether a replica must not be disturbed by others while it computes a loss.
     in_turns: bool,
@@ -56,8 +60,25 @@ impl<'a, T: Task> Replica<'a, T> {
         drop(turn);
         let in_turns = T::Config::draws_numbers(&config.model);
         let ahead = task.reader().map(Ahead::start).transpose()?.map(RefCell::new);
-        let replica =
-            Self { config, task, device, plan, optimizer, collective, ahead, on_host, in_turns };
+        // A record holds the gradient of one micro-batch, and needs the driver for itself while it is made.
+        #[cfg(feature = "cube")]
+        let recorder = {
+            let is_alone = collective.size() == 1 && config.train.accumulate == 1;
+            RefCell::new(Recorder::new(is_alone && config.device.record_steps))
+        };
+        let replica = Self {
+            config,
+            task,
+            device,
+            plan,
+            optimizer,
+            collective,
+            ahead,
+            #[cfg(feature = "cube")]
+            recorder,
+            on_host,
+            in_turns,
+        };
         Ok((replica, model))
     }
 
@@ -71,9 +92,16 @@ impl<'a, T: Task> Replica<'a, T> {
         for index in share(&batches, collective.rank(), collective.size()) {
             let batch = in_span!("data", self.batch(index, step))?;
             let turn = if self.in_turns { collective.turn() } else { None };
-            let seed = self.config.run.seed;
-            self.device.seed(micro_batch_seed(seed, step, index - batches.start));
-            let loss = in_span!("forward", self.settled(|| self.task.loss(model, batch)));
+            let seed = micro_batch_seed(self.config.run.seed, step, index - batches.start);
+            self.device.seed(seed);
+            let input =
+                in_span!("upload", self.settled(|| self.task.input(batch, seed, &self.device)));
+            #[cfg(feature = "cube")]
+            if let Some((loss, grads)) = in_span!("recorded", self.recorded(model, &input)) {
+                sum.set(model, loss, grads);
+                continue;
+            }
+            let loss = in_span!("forward", self.settled(|| self.task.loss(model, input)));
             // All random numbers are drawn.
             drop(turn);
             in_span!("backward", self.settled(|| sum.add(model, loss)));
@@ -95,6 +123,14 @@ impl<'a, T: Task> Replica<'a, T> {
         };
         gradient.check_finite(model, step, |mine| self.samples(step, mine, gradient.loss))?;
         Ok(gradient)
+    }
+
+    /// Loss and gradient of a micro-batch, where they are replayed.
+    #[cfg(feature = "cube")]
+    fn recorded(&self, model: &T::Model, input: &T::Input) -> Option<Recorded> {
+        let loss = |model: &T::Model, input| self.task.loss(model, input);
+        let mut recorder = self.recorder.borrow_mut();
+        self.settled(|| recorder.differentiate(&self.device, model, input, loss))
     }
 
     /// Names of the samples that are to blame for a step: those of the micro-batches whose loss is not

@@ -25,7 +25,7 @@ use ssm_train::{
     logging, optim,
     progress::Show,
     report::Table,
-    task::{Goal, Loss, Metrics, Outcome, Reader, Selection, Split, TaskConfig},
+    task::{Goal, Host, Loss, Metrics, Outcome, Reader, Selection, Split, TaskConfig},
     train,
 };
 
@@ -176,6 +176,7 @@ impl Task for Toy {
     type Config = ToyConfig;
     type Model = Perceptron;
     type Batch = (u64, Vec<f32>, Vec<f32>);
+    type Input = Host<Self::Batch>;
 
     fn new(
         options: &ToyOptions,
@@ -249,7 +250,11 @@ impl Task for Toy {
         ahead.then(|| Box::new(move |index| rows.batch(index)) as Reader<Self::Batch>)
     }
 
-    fn loss(&self, model: &Perceptron, (index, x, y): Self::Batch) -> Loss {
+    fn input(&self, batch: Self::Batch, _seed: u64, _device: &Device) -> Host<Self::Batch> {
+        Host(batch)
+    }
+
+    fn loss(&self, model: &Perceptron, Host((index, x, y)): Host<Self::Batch>) -> Loss {
         self.in_training.set(Some(index));
         self.rows.signal_if("signal_in_loss", index);
         let mean = self.error(model, &x, &y).mean();

@@ -1,0 +1,171 @@
+//! Tensors that stay where they are.
+
+use burn::{
+    module::{Module, ModuleVisitor, Param},
+    tensor::{Int, Shape, Tensor},
+};
+use burn_cubecl::{
+    CubeBackend, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype,
+    tensor::CubeTensor,
+};
+use cubecl::{CubeCount, CubeDim, prelude::SequenceArg, server::BufferBinding};
+
+use super::kernel::copy_words;
+use crate::{
+    cube::{UNITS, bindings},
+    task::{Input, InputMapper},
+};
+
+/// Bytes of a word, which is what is copied.
+const WORD: usize = 4;
+
+/// The tensors of an input in row-major order.
+#[derive(Default)]
+pub(super) struct Rows {
+    tensors: Vec<CubeTensor>,
+    /// Whether one is on another device, or of a type that is no word.
+    others: bool,
+}
+
+impl Rows {
+    /// `None` of an input that cannot be copied.
+    pub(super) fn of<I: Input>(input: &I) -> Option<Self> {
+        let mut rows = Self::default();
+        let _ = input.clone().map_tensors(&mut rows);
+        (!rows.others && !rows.tensors.is_empty()).then_some(rows)
+    }
+
+    fn push(&mut self, tensor: Option<CubeTensor>) {
+        let tensor = tensor.filter(|tensor| tensor.dtype.size() == WORD);
+        self.others |= tensor.is_none();
+        self.tensors.extend(tensor.map(into_contiguous));
+    }
+}
+
+impl InputMapper for Rows {
+    fn float<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
+        self.push(tensor.clone().inner().try_into_primitive::<CubeBackend>().ok());
+        tensor
+    }
+
+    fn int<const D: usize>(&mut self, tensor: Tensor<D, Int>) -> Tensor<D, Int> {
+        self.push(tensor.clone().inner().try_into_primitive::<CubeBackend>().ok());
+        tensor
+    }
+}
+
+/// Memory of its own for each of several tensors.
+pub(super) struct Kept {
+    /// Rows without space behind them.
+    rows: Vec<CubeTensor>,
+    shapes: Vec<Shape>,
+}
+
+impl Kept {
+    /// Memory for tensors like these, which holds nothing yet.
+    pub(super) fn like(rows: &Rows) -> Self {
+        let kept = rows.tensors.iter().map(|tensor| {
+            let (client, device) = (tensor.client.clone(), tensor.device.clone());
+            let len = Shape::from([tensor.meta.num_elements()]);
+            empty_device_contiguous_dtype(client, device, len, tensor.dtype)
+        });
+        let shapes = rows.tensors.iter().map(|tensor| tensor.meta.shape().clone());
+        Self { rows: kept.collect(), shapes: shapes.collect() }
+    }
+
+    /// `input` with this memory in place of its own.
+    pub(super) fn input<I: Input>(&self, input: I) -> I {
+        input.map_tensors(&mut Replace { rows: self.rows.iter() })
+    }
+
+    /// Whether tensors fit into this memory.
+    pub(super) fn fits(&self, rows: &Rows) -> bool {
+        let fits = |((kept, shape), tensor): ((&CubeTensor, &Shape), &CubeTensor)| {
+            shape == tensor.meta.shape() && kept.dtype == tensor.dtype
+        };
+        let kept = self.rows.iter().zip(&self.shapes);
+        self.rows.len() == rows.tensors.len() && kept.zip(&rows.tensors).all(fits)
+    }
+
+    /// Writes the values of tensors that fit.
+    pub(super) fn fill(&self, rows: Rows) {
+        let pairs: Vec<_> = rows.tensors.into_iter().zip(&self.rows).collect();
+        let most = pairs.first().map_or(1, |(from, _)| (bindings(from) / 2).max(1));
+        for pairs in pairs.chunks(most) {
+            let len = |(from, _): &(CubeTensor, &CubeTensor)| from.meta.num_elements();
+            let longest = pairs.iter().map(len).max().unwrap_or_default();
+            let client = pairs[0].0.client.clone();
+            let [mut from, mut to] = [(); 2].map(|()| SequenceArg::new());
+            let mut lens = SequenceArg::new();
+            for pair in pairs {
+                lens.push(len(pair));
+                from.push(pair.0.clone().into_tensor_arg());
+                to.push(pair.1.clone().into_tensor_arg());
+            }
+            let cubes = longest.div_ceil(UNITS).max(1) as u32;
+            let count = CubeCount::Static(cubes, pairs.len() as u32, 1);
+            let dim = CubeDim::new_1d(UNITS as u32);
+            // SAFETY: units check their place against the length of their tensors, which `fits` found to
+            // be equal; both are contiguous and their elements are words.
+            unsafe { copy_words::launch_unchecked(&client, count, dim, from, to, lens) };
+        }
+    }
+}
+
+/// Puts memory in the place of tensors of as many elements.
+struct Replace<'a> {
+    rows: std::slice::Iter<'a, CubeTensor>,
+}
+
+impl Replace<'_> {
+    fn next(&mut self) -> CubeTensor {
+        // As many as `Rows` found in the same input.
+        self.rows.next().cloned().unwrap_or_else(|| unreachable!("a row for each tensor"))
+    }
+}
+
+impl InputMapper for Replace<'_> {
+    fn float<const D: usize>(&mut self, tensor: Tensor<D>) -> Tensor<D> {
+        let row = Tensor::<1>::from_primitive::<CubeBackend>(self.next());
+        Tensor::from_inner(row.reshape(tensor.shape()))
+    }
+
+    fn int<const D: usize>(&mut self, tensor: Tensor<D, Int>) -> Tensor<D, Int> {
+        let row = Tensor::<1, Int>::from_primitive::<CubeBackend>(self.next());
+        Tensor::from_inner(row.reshape(tensor.shape()))
+    }
+}
+
+/// Where the parameters of a model are in memory.
+///
+/// A binding keeps memory from being given to others, and does not count as a use of the tensor: an
+/// optimiser still finds that it may step in place.
+pub(super) struct Places(Vec<BufferBinding>);
+
+impl Places {
+    /// `None` if a parameter is not on a device of CubeCL.
+    pub(super) fn of<M: Module>(model: &M) -> Option<Self> {
+        struct Visitor(Option<Vec<BufferBinding>>);
+        impl ModuleVisitor for Visitor {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                let tensor = param.val().inner().try_into_primitive::<CubeBackend>().ok();
+                let place = tensor.map(|tensor| tensor.handle.binding());
+                self.0 = self.0.take().zip(place).map(|(mut places, place)| {
+                    places.push(place);
+                    places
+                });
+            }
+        }
+        let mut visitor = Visitor(Some(Vec::new()));
+        model.visit(&mut visitor);
+        visitor.0.map(Self)
+    }
+}
+
+impl PartialEq for Places {
+    fn eq(&self, other: &Self) -> bool {
+        let ids =
+            |places: &Self| places.0.iter().map(|place| place.memory.id()).collect::<Vec<_>>();
+        ids(self) == ids(other)
+    }
+}
