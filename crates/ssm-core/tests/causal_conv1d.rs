@@ -202,7 +202,9 @@ fn reference_and_kernels_agree_with_the_host() {
 
 #[test]
 fn half_precision_is_summed_in_f32() {
-    for (batch, seq_len, channels, d_conv) in [(2, 11, 33, 4), (1, 6, 5, 1)] {
+    for (batch, seq_len, channels, d_conv) in
+        [(2, 11, 33, 4), (1, 6, 5, 1), (2, 1, 24, 4), (2, 4, 24, 4)]
+    {
         let case = Case::new(batch, seq_len, channels, d_conv, ALL);
         let y = host::forward(case.dims, &case.slices());
         let truth = host::backward(case.dims, &case.slices(), &case.grad_y);

@@ -525,9 +525,12 @@ fn scan_is_linear_in_u_and_a_vanishing_step_leaves_the_skip() {
 #[test]
 fn half_precision_inputs_keep_an_f32_state() {
     use burn::tensor::FloatDType;
-    let case = Case::new(dims(2, 60, 10, 8, 1), MAMBA);
-    let truth = case.truth();
-    for (name, device) in half_devices() {
+    let cases = [dims(2, 60, 10, 8, 1), dims(2, 1, 24, 16, 1), dims(2, 4, 24, 16, 1)]
+        .map(|dims| Case::new(dims, MAMBA));
+    for (case, (name, device)) in
+        cases.iter().flat_map(|case| half_devices().into_iter().map(move |device| (case, device)))
+    {
+        let truth = case.truth();
         for dtype in [FloatDType::BF16, FloatDType::F16] {
             for scan in [selective_scan, reference::selective_scan as fn(ScanArgs) -> ScanOutput] {
                 let device = device.clone().autodiff();

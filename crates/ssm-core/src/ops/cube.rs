@@ -55,9 +55,40 @@ pub(super) fn rows_f32(tensor: CubeTensor) -> CubeTensor {
     cast(into_contiguous(tensor), DType::F32)
 }
 
-/// The tensor in another type, itself if it has that type.
+/// The tensor in another float type and then in row-major order, itself if it has that type.
+///
+/// Burn's own conversion may leave space behind the rows of its result, which nothing that reads rows one
+/// after the other would survive.
 pub(super) fn cast(tensor: CubeTensor, dtype: DType) -> CubeTensor {
-    if tensor.dtype == dtype { tensor } else { kernel::cast(tensor, dtype) }
+    if tensor.dtype == dtype {
+        return tensor;
+    }
+    if !tensor.dtype.is_float() {
+        return rows(kernel::cast(tensor, dtype));
+    }
+    let from = rows(tensor);
+    let to = empty(&from, from.meta.shape().clone(), dtype);
+    let len = from.meta.num_elements();
+    if len == 0 {
+        return to;
+    }
+    let vector = vector_size(len);
+    let (count, dim) = independent(len / vector);
+    let dtypes = [elem(&from), elem(&to)];
+    // SAFETY: the kernel checks the number of vectors, and `vector` divides the length of both.
+    unsafe {
+        kernels::converted::launch_unchecked(
+            &to.client,
+            count,
+            dim,
+            vector,
+            from.into_tensor_arg(),
+            to.clone().into_tensor_arg(),
+            len / vector,
+            dtypes,
+        );
+    }
+    to
 }
 
 /// The element type a kernel is compiled for.
@@ -271,9 +302,11 @@ pub(super) fn part(
     to
 }
 
-/// Sums over the rows of an f32 `[rows, widths[0] + widths[1]]`, its columns in two tensors.
+/// Sums over the rows of an f32 `[rows, widths[0] + widths[1]]`, its columns in two tensors, of which the
+/// second may be of no use.
 pub(super) fn column_sums(from: &CubeTensor, rows: usize, widths: [usize; 2]) -> [CubeTensor; 2] {
-    let [first, second] = widths.map(|width| empty_f32(from, [width]));
+    // Nothing binds a buffer without elements.
+    let [first, second] = widths.map(|width| empty_f32(from, [width.max(1)]));
     let count = cubes((widths[0] + widths[1]).div_ceil(COLUMN_LANES));
     // SAFETY: the kernel checks its column and its row, whose numbers are those of the buffers.
     unsafe {

@@ -159,6 +159,19 @@ pub(super) fn lanes<V: Size>(vector: Vector<f32, V>) -> f32 {
     sum
 }
 
+/// The same numbers in another type; `len` vectors.
+#[cube(launch_unchecked)]
+pub(super) fn converted<E: Float, O: Float, V: Size>(
+    from: &Tensor<Vector<E, V>>,
+    to: &mut Tensor<Vector<O, V>>,
+    len: usize,
+    #[define(E, O)] _dtypes: [ElemType; 2],
+) {
+    if ABSOLUTE_POS < len {
+        to[ABSOLUTE_POS] = Vector::cast_from(from[ABSOLUTE_POS]);
+    }
+}
+
 /// Lanes of a row that a cube of [`column_sums`] adds up, and rows that it reads at a time.
 pub(super) const COLUMN_LANES: usize = 32;
 pub(super) const COLUMN_ROWS: usize = 8;
