@@ -7,7 +7,9 @@ use burn::{
 };
 use ssm_core::ops::linear::{linear, linear_split, linear_wide};
 
-use crate::support::{Draw, assert_error, devices, exact, half_devices, tensor, values};
+use crate::support::{
+    Draw, assert_error, devices, exact, half_devices, relative_rms, tensor, values,
+};
 
 /// Rows (as batch and steps), `d_in` and the widths of the parts.
 const SHAPES: [([usize; 2], usize, [usize; 3]); 7] = [
@@ -164,6 +166,76 @@ fn host_product(
 /// Columns `from..from + len` of rows of `width`.
 fn host_columns(values: &[f64], width: usize, from: usize, len: usize) -> Vec<f64> {
     values.chunks_exact(width).flat_map(|row| &row[from..from + len]).copied().collect()
+}
+
+/// Sizes that no square of a kernel divides, of few and of many squares.
+#[test]
+fn products_of_any_size_agree_with_f64() {
+    for (name, device) in devices() {
+        let device = device.autodiff();
+        for (rows, d_in, d_out) in
+            [(1, 1, 1), (33, 65, 31), (5, 200, 3), (352, 20, 97), (700, 40, 800), (130, 700, 720)]
+        {
+            let mut draw = Draw::new(11);
+            let [xs, weights, grads] =
+                [rows * d_in, d_in * d_out, rows * d_out].map(|len| draw.uniform(len, -1.0, 1.0));
+            let x = tensor(&xs, [1, rows, d_in], &device).require_grad();
+            let weight = tensor(&weights, [d_in, d_out], &device).require_grad();
+            let layer = Linear { weight: Param::from_tensor(weight.clone()), bias: None };
+            let y = linear(&layer, x.clone());
+            let loss = (y.clone() * tensor(&grads, [1, rows, d_out], &device)).sum();
+            let given = loss.backward();
+            let grad_of = |grad: Option<Vec<f64>>| grad.expect("a gradient");
+            let sizes = [rows, d_out, d_in];
+            let truth = host_product(sizes, (&xs, [d_in, 1]), (&weights, [d_out, 1]));
+            let sizes = [rows, d_in, d_out];
+            let of_x = host_product(sizes, (&grads, [d_out, 1]), (&weights, [1, d_out]));
+            let sizes = [d_in, d_out, rows];
+            let of_weight = host_product(sizes, (&xs, [1, d_in]), (&grads, [d_out, 1]));
+            let what = format!("{rows} x {d_in} x {d_out} on {name}");
+            let got_x = grad_of(x.grad(&given).map(|grad| values(&grad)));
+            let got_weight = grad_of(layer.weight.val().grad(&given).map(|grad| values(&grad)));
+            assert_error(&format!("y, {what}"), &values(&y), &truth, 1e-6);
+            assert_error(&format!("gradient of x, {what}"), &got_x, &of_x, 1e-6);
+            assert_error(&format!("gradient of the weight, {what}"), &got_weight, &of_weight, 1e-6);
+        }
+    }
+}
+
+/// A single step of a recurrence has as many rows as sequences, and few terms in some of its sums.
+#[test]
+fn few_rows_in_half_precision_agree_with_f64_products() {
+    for (name, device) in half_devices() {
+        let mut wrong = Vec::new();
+        for rows in [1, 2, 3, 5, 8, 18] {
+            for (d_in, d_out) in [(1, 24), (1, 5), (2, 24), (12, 48), (24, 33), (24, 12), (40, 16)]
+            {
+                let mut draw = Draw::new(7);
+                let mut half = |shape: [usize; 3]| {
+                    let len = shape.iter().product();
+                    tensor(&draw.uniform(len, -1.0, 1.0), shape, &device).cast(DType::BF16)
+                };
+                // Rows next to each other, and every third step of a sequence.
+                let long = half([rows, 3, d_in]);
+                let weight = half([1, d_in, d_out]).squeeze_dim::<2>(0);
+                for (what, x) in [
+                    ("rows", long.clone().slice([0..rows, 0..1]).squeeze_dim::<2>(1) * 1.0),
+                    ("steps", long.narrow(1, 1, 1).squeeze_dim::<2>(1)),
+                ] {
+                    let sizes = [rows, d_out, d_in];
+                    let (xs, weights) = (values(&x), values(&weight));
+                    let truth = host_product(sizes, (&xs, [d_in, 1]), (&weights, [d_out, 1]));
+                    let layer = Linear { weight: Param::from_tensor(weight.clone()), bias: None };
+                    let y = values(&linear(&layer, x.unsqueeze_dim::<3>(1)));
+                    let error = relative_rms(&y, &truth);
+                    if error.is_nan() || error > 4e-3 {
+                        wrong.push(format!("{rows} {what} of {d_in} to {d_out}: {error:.1e}"));
+                    }
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{name}: {}", wrong.join("; "));
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::{
     kernel::{product as multiply, sum_of_products, sum_of_rows},
 };
 use crate::ops::{
-    cube::{cast, check_device, dtypes_of, join, rows, split},
+    cube::{cast, check_device, column_sums, dtypes_of, join, rows, split},
     primitive::Maybe,
 };
 
@@ -42,6 +42,19 @@ fn matrix(x: CubeTensor) -> CubeTensor {
 fn columns(x: CubeTensor, (from, len): (usize, usize)) -> CubeTensor {
     let [rows, _]: [usize; 2] = x.shape().dims();
     B::float_slice(x, &[Slice::from(0..rows), Slice::from(from..from + len)])
+}
+
+/// Rows up to which one cube for every few columns is enough.
+const FEW_ROWS: usize = 4096;
+
+/// `[1, columns]`, of a few rows in a kernel of our own: Burn's gives all of them to one cube.
+fn sum_over_rows(x: CubeTensor) -> CubeTensor {
+    let [n_rows, width]: [usize; 2] = x.shape().dims();
+    if x.dtype != DType::F32 || n_rows > FEW_ROWS {
+        return B::float_sum_dim(x, 0);
+    }
+    let [sum, _] = column_sums(&rows(x), n_rows, [width, 0]);
+    B::float_reshape(sum, Shape::from([1, width]))
 }
 
 fn transposed(x: CubeTensor) -> CubeTensor {
@@ -147,7 +160,7 @@ fn backward(
         beside(d_in, dtype, &|grad| sum_of_rows(x.clone(), grad.clone(), dtype))
     });
     let grad_bias = types.bias.into_option().map(|like| {
-        let grad = beside(1, dtype, &|grad| B::float_sum_dim(grad.clone(), 0));
+        let grad = beside(1, dtype, &|grad| sum_over_rows(grad.clone()));
         cast(B::float_reshape(grad, Shape::from([d_out])), like.dtype)
     });
     LinearGradPrimitives {

@@ -1,5 +1,5 @@
-//! Matrix products on devices of CubeCL: our own kernel on Hopper chips, which of CubeK's elsewhere, and
-//! long sums in parts.
+//! Matrix products on devices of CubeCL: our own kernels in f32 and on Hopper chips, which of CubeK's
+//! elsewhere, and long sums in parts.
 //!
 //! The kernel depends on the type and the sizes and on nothing that is measured while the program
 //! runs: a product that is tuned by the clock has other bits in the next run, and takes minutes before
@@ -31,7 +31,7 @@ use cubek::{
     std::InputBinding,
 };
 
-use super::hopper;
+use super::{hopper, squares};
 use crate::ops::cube::{cast, empty, is_cuda};
 
 type B = CubeBackend;
@@ -110,6 +110,9 @@ fn parts(rows: usize, tiles: usize) -> usize {
 
 /// The product of the last two axes.
 fn launch(lhs: CubeTensor, rhs: CubeTensor, out_dtype: DType) -> CubeTensor {
+    if squares::is_faster(&lhs, &rhs) {
+        return squares::product(lhs, rhs, out_dtype);
+    }
     let mut shape = lhs.shape().to_vec();
     if let (Some(to), Some(from)) = (shape.last_mut(), rhs.shape().to_vec().last()) {
         *to = *from;

@@ -26,6 +26,8 @@ pub mod extension;
 mod hopper;
 #[cfg(feature = "cube")]
 pub(in crate::ops) mod kernel;
+#[cfg(feature = "cube")]
+mod squares;
 
 use burn::{backend::Dispatch, module::Param, nn::Linear, tensor::Tensor};
 
