@@ -1,10 +1,10 @@
-//! Sums of squares on devices of CubeCL: few launches, and one buffer to read.
+//! Sums of squares on devices of CubeCL, and products with a number: few launches, and one buffer to read.
 
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::{CubeBackend, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
 use cubecl::{CubeCount, CubeDim, prelude::SequenceArg};
 
-use super::kernel::squares;
+use super::kernel::{scaled, squares};
 use crate::cube::{UNITS, bindings, rows, vector_size};
 
 /// Most tensors of one launch.
@@ -96,6 +96,73 @@ impl<'a> Group<'a> {
     }
 }
 
+/// Tensors that are multiplied with one number.
+#[derive(Default)]
+pub(super) struct Scaling {
+    /// Each with the memory of its product.
+    pairs: Vec<[CubeTensor; 2]>,
+}
+
+impl Scaling {
+    /// Takes an f32 tensor and returns its product, which is there after [`Scaling::launch`]; gives back
+    /// one that is on another device.
+    pub(super) fn push<const D: usize>(
+        &mut self,
+        tensor: Tensor<D>,
+    ) -> Result<Tensor<D>, Tensor<D>> {
+        if tensor.dtype() != DType::F32 {
+            return Err(tensor);
+        }
+        let Some(from) = rows(tensor.clone()) else { return Err(tensor) };
+        let (client, device) = (from.client.clone(), from.device.clone());
+        let shape = from.meta.shape().clone();
+        let to = empty_device_contiguous_dtype(client, device, shape, DType::F32);
+        let product = Tensor::from_primitive::<CubeBackend>(to.clone());
+        if from.meta.num_elements() > 0 {
+            self.pairs.push([from, to]);
+        }
+        Ok(product)
+    }
+
+    pub(super) fn launch(mut self, factor: f64) {
+        let len = |[from, _]: &[CubeTensor; 2]| from.meta.num_elements();
+        // Tensors of one launch get as many cubes as the largest of them needs.
+        self.pairs.sort_by_key(len);
+        let group = self.pairs.first().map_or(1, |[from, _]| GROUP.min(bindings(from) / 2).max(1));
+        for pairs in self.pairs.chunks(group) {
+            // A divisor of every length is one of their bits together.
+            let vector = vector_size(pairs.iter().map(len).fold(0, |bits, len| bits | len));
+            let longest = pairs.iter().map(len).max().unwrap_or_default();
+            let client = pairs[0][0].client.clone();
+            let [mut from, mut to] = [(); 2].map(|()| SequenceArg::new());
+            let mut lens = SequenceArg::new();
+            for pair in pairs {
+                lens.push(len(pair) / vector);
+                for (argument, tensor) in [&mut from, &mut to].into_iter().zip(pair) {
+                    argument.push(tensor.clone().into_tensor_arg());
+                }
+            }
+            let cubes = (longest / vector).div_ceil(UNITS) as u32;
+            let count = CubeCount::Static(cubes, pairs.len() as u32, 1);
+            let dim = CubeDim::new_1d(UNITS as u32);
+            // SAFETY: units check their position against the length of their tensor, which `vector`
+            // divides; both tensors of a pair have it, and are contiguous.
+            unsafe {
+                scaled::launch_unchecked(
+                    &client,
+                    count,
+                    dim,
+                    vector,
+                    from,
+                    to,
+                    lens,
+                    factor as f32,
+                );
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Tensor, TensorData};
@@ -122,6 +189,27 @@ mod tests {
         assert!((sum - expected).abs() <= 1e-6 * expected, "{sum} is not {expected}");
     }
 
+    /// Needs the GPU that the variable `SSM_TEST_DEVICE` names; passes without.
+    #[test]
+    fn products_of_several_launches_are_those_of_each() {
+        let Some(device) = crate::device::test_device() else { return };
+        let mut scaling = Scaling::default();
+        let many = (0..GROUP).map(|i| 10 + i);
+        let products = [1, 3, 64, 5000, 100_000].into_iter().chain(many).map(|len| {
+            let values: Vec<f32> = (0..len).map(|i| ((i * 37 + len) % 101) as f32 - 50.0).collect();
+            let expected: Vec<f32> = values.iter().map(|x| x * 0.375).collect();
+            let tensor = Tensor::<2>::from_data(TensorData::new(values, [1, len]), &device);
+            // A view is brought into the order of its axes.
+            (scaling.push(tensor.transpose()).unwrap(), expected)
+        });
+        let products: Vec<_> = products.collect();
+        scaling.launch(0.375);
+        for (product, expected) in products {
+            assert_eq!(product.dims(), [expected.len(), 1]);
+            assert_eq!(product.into_data().try_into_vec::<f32>().unwrap(), expected);
+        }
+    }
+
     #[test]
     #[cfg(feature = "flex")]
     fn a_tensor_of_the_host_is_left_to_others() {
@@ -129,5 +217,6 @@ mod tests {
         let mut squares = Squares::default();
         assert!(!squares.push(Tensor::<1>::ones([3], &device)));
         assert!(squares.sums().is_none());
+        assert!(Scaling::default().push(Tensor::<1>::ones([3], &device)).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Sums of squares of several tensors in one launch.
+//! Sums of squares of several tensors in one launch, and their products with a number.
 
 #![allow(
     clippy::manual_div_ceil,
@@ -53,5 +53,24 @@ pub(super) fn squares<V: Size>(
     }
     if unit == 0 {
         sums[offset + CUBE_POS_Y as usize * cubes + CUBE_POS_X as usize] = shared[0];
+    }
+}
+
+/// Row `i` of the grid writes `factor` times the `lens[i]` vectors of tensor `i`.
+#[cube(launch_unchecked)]
+pub(super) fn scaled<V: Size>(
+    from: &Sequence<OwnedTensor<Vector<f32, V>>>,
+    to: &mut Sequence<OwnedTensor<Vector<f32, V>>>,
+    lens: &Sequence<usize>,
+    factor: f32,
+) {
+    let at = (CUBE_POS_X * CUBE_DIM_X + UNIT_POS_X) as usize;
+    #[unroll]
+    for i in 0..from.len() {
+        if CUBE_POS_Y as usize == i && at < lens[i] {
+            let product = from[i][at] * Vector::<f32, V>::new(factor);
+            let target = to.index_mut(i);
+            target[at] = product;
+        }
     }
 }

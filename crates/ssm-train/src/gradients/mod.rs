@@ -13,7 +13,7 @@ use burn::{
 };
 
 #[cfg(feature = "cube")]
-use self::cube::Squares;
+use self::cube::{Scaling, Squares};
 
 use crate::{collective::Collective, error::Error, task::Loss};
 
@@ -135,7 +135,9 @@ impl<M: Module> Accumulation<M> {
         };
         let ([norm, clipped], factor) = self.norms_and_factor(squares, weight, clip_norm);
         if factor != 1.0 {
-            model.visit(&mut Scale { params: &mut params, factor });
+            let mut scale = Scale::new(&mut params, factor);
+            model.visit(&mut scale);
+            scale.finish();
         }
         let losses = self.losses.into_iter().map(|(loss, _)| loss).collect();
         Ok(Gradient { params, loss: total / weight, norm, clipped, weight, losses })
@@ -317,13 +319,36 @@ impl ModuleVisitor for SquareOnDevice<'_> {
 struct Scale<'a> {
     params: &'a mut GradientsParams,
     factor: f64,
+    #[cfg(feature = "cube")]
+    kernels: Scaling,
+}
+
+impl<'a> Scale<'a> {
+    fn new(params: &'a mut GradientsParams, factor: f64) -> Self {
+        Self {
+            params,
+            factor,
+            #[cfg(feature = "cube")]
+            kernels: Scaling::default(),
+        }
+    }
+
+    /// After all parameters were visited.
+    fn finish(self) {
+        #[cfg(feature = "cube")]
+        self.kernels.launch(self.factor);
+    }
 }
 
 impl ModuleVisitor for Scale<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(grad) = self.params.remove::<D>(param.id) {
-            self.params.register::<D>(param.id, grad.mul_scalar(self.factor));
-        }
+        let Some(grad) = self.params.remove::<D>(param.id) else { return };
+        #[cfg(feature = "cube")]
+        let scaled = self.kernels.push(grad);
+        #[cfg(not(feature = "cube"))]
+        let scaled = Err(grad);
+        let scaled = scaled.unwrap_or_else(|grad| grad.mul_scalar(self.factor));
+        self.params.register::<D>(param.id, scaled);
     }
 }
 
