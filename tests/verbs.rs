@@ -296,6 +296,8 @@ fn exit_codes_are_those_of_the_help() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_ssm"))
         .args(["train", DEBUG, "--set", &dir, "--set", "train.steps=100000", "--quiet"])
         .args(["--set", "train.eval_every_steps=5", "--set", "checkpoint.keep=1"])
+        // Before the first checkpoint there is a loss to draw.
+        .args(["--set", "log.every_steps=5"])
         .current_dir(root())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
