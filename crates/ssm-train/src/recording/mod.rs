@@ -6,21 +6,18 @@
 //! The kernels are the same, so the numbers are too. What a record reads and writes stays where it is:
 //! parameters do, as the optimiser steps them in place, which is looked at before every replay.
 
+mod cube;
 mod kernel;
-mod memory;
 
 use std::time::{Duration, Instant};
 
+use self::cube::{Kept, Launches, Places, Rows};
+use crate::task::{Input, Loss};
 use burn::{
-    backend::DispatchDevice,
     module::{Module, ModuleVisitor, Param},
     optim::GradientsParams,
     tensor::{Device, Tensor},
 };
-use cubecl::client::Graph;
-
-use self::memory::{Kept, Places, Rows};
-use crate::task::{Input, Loss};
 
 /// Steps that take longer keep their device busy, and what they need of its memory is better not held.
 const LONGEST: Duration = Duration::from_millis(30);
@@ -109,7 +106,9 @@ impl<I: Input> Recorder<I> {
                 State::Recorded(Box::new(record))
             }
             Err(reason) => {
-                tracing::debug!("steps are not recorded: {reason}");
+                tracing::info!(
+                    "steps are launched one by one, as they cannot be recorded: {reason}"
+                );
                 State::Off
             }
         }
@@ -118,7 +117,7 @@ impl<I: Input> Recorder<I> {
 
 /// A recorded step, and what it reads and leaves.
 struct Record<I> {
-    graph: Graph,
+    launches: Launches,
     kept: Kept,
     /// Made of `kept`; held, as a replay reads it.
     _input: I,
@@ -138,11 +137,6 @@ impl<I: Input> Record<I> {
         input: &I,
         loss: impl Fn(&M, I) -> Loss,
     ) -> Result<Self, String> {
-        let device = device.clone().inner();
-        let DispatchDevice::Cube(cube) = device.as_dispatch() else {
-            return Err("the device has no launches".to_owned());
-        };
-        let client = cube.client();
         let rows = Rows::of(input).ok_or("the input is not of words on the device")?;
         let places = Places::of(model).ok_or("the parameters are on another device")?;
         let kept = Kept::like(&rows);
@@ -153,24 +147,23 @@ impl<I: Input> Record<I> {
             let value = mean.clone().inner();
             (value, weight, GradientsParams::from_grads(mean.backward(), model))
         };
-        client.graph_prepare().map_err(|error| error.to_string())?;
         let warm_up = |_| {
             let (mean, ..) = compute();
             mean.try_into_data().map(|data| data.iter::<f64>().map(f64::to_bits).next())
         };
-        let losses: Result<Vec<_>, _> = (0..WARM_UPS).map(warm_up).collect();
-        // What cannot be repeated, as it draws numbers of a generator of the host, is not recorded. The
-        // window is opened all the same: it is closing it that ends the preparation.
-        let repeats = match losses {
-            Ok(losses) if losses.iter().all(|loss| *loss == losses[0]) => Ok(()),
-            Ok(_) => Err("the loss of one input differs from time to time".to_owned()),
-            Err(error) => Err(error.to_string()),
+        let rehearse = || {
+            let losses: Result<Vec<_>, _> = (0..WARM_UPS).map(warm_up).collect();
+            let losses = losses.map_err(|error| error.to_string())?;
+            // It draws numbers of a generator of the host, say.
+            let differs = losses.iter().any(|loss| *loss != losses[0]);
+            if differs {
+                Err("the loss of one input differs from time to time".to_owned())
+            } else {
+                Ok(())
+            }
         };
-        client.start_capture().map_err(|error| error.to_string())?;
-        let computed = repeats.map(|()| compute());
-        let graph = client.stop_capture().map_err(|error| error.to_string());
-        let ((mean, weight, grads), graph) = (computed?, graph?);
-        Ok(Self { graph, kept, _input: input, mean, weight, grads, places })
+        let (launches, (mean, weight, grads)) = Launches::record(device, rehearse, compute)?;
+        Ok(Self { launches, kept, _input: input, mean, weight, grads, places })
     }
 
     /// Loss and gradient of an input that fits; both are overwritten by the next replay. `None` if the
@@ -180,7 +173,9 @@ impl<I: Input> Record<I> {
         // SAFETY: input, loss and gradients are held here, parameters are where they were, and what lies
         // between them the server keeps for the graph. All of it is written by this thread, on the stream
         // of the graph.
-        unsafe { self.graph.replay() }.ok()?;
+        if !unsafe { self.launches.replay() } {
+            return None;
+        }
         let mut copy = Copied { from: &self.grads, to: GradientsParams::new() };
         model.visit(&mut copy);
         let loss = Loss { mean: self.mean.clone(), weight: self.weight };
@@ -312,13 +307,13 @@ mod tests {
     #[test]
     fn parameters_that_moved_are_recorded_anew() {
         let Some(device) = crate::device::test_device() else { return };
-        // A copy is elsewhere.
         let change = |step, mut network: Network| {
             if step == 6 {
-                network.hidden.weight = network
-                    .hidden
-                    .weight
-                    .map(|w| Tensor::from_inner(w.inner() * 1.0).require_grad());
+                // What is in use is not overwritten, so the product is elsewhere.
+                let kept = network.hidden.weight.val().inner();
+                let moved = |w: Tensor<2>| Tensor::from_inner(w.inner() * 1.0).require_grad();
+                network.hidden.weight = network.hidden.weight.map(moved);
+                drop(kept);
             }
             network
         };

@@ -1,20 +1,57 @@
-//! Tensors that stay where they are.
+//! Records of launches on devices of CubeCL, and tensors that stay where they are.
 
 use burn::{
+    backend::DispatchDevice,
     module::{Module, ModuleVisitor, Param},
-    tensor::{Int, Shape, Tensor},
+    tensor::{Device, Int, Shape, Tensor},
 };
 use burn_cubecl::{
     CubeBackend, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype,
     tensor::CubeTensor,
 };
-use cubecl::{CubeCount, CubeDim, prelude::SequenceArg, server::BufferBinding};
+use cubecl::{CubeCount, CubeDim, client::Graph, prelude::SequenceArg, server::BufferBinding};
 
 use super::kernel::copy_words;
 use crate::{
     cube::{UNITS, bindings},
     task::{Input, InputMapper},
 };
+
+/// Launches that the driver holds.
+pub(super) struct Launches(Graph);
+
+impl Launches {
+    /// Records what `compute` launches on a device, after `rehearse` did it often enough for all memory to
+    /// be at hand; also returns what `compute` does, whose values are there after a replay.
+    pub(super) fn record<R>(
+        device: &Device,
+        rehearse: impl FnOnce() -> Result<(), String>,
+        compute: impl FnOnce() -> R,
+    ) -> Result<(Self, R), String> {
+        let device = device.clone().inner();
+        let DispatchDevice::Cube(cube) = device.as_dispatch() else {
+            return Err("the device has no launches".to_owned());
+        };
+        let client = cube.client();
+        client.graph_prepare().map_err(|error| error.to_string())?;
+        let rehearsed = rehearse();
+        // Opened all the same: it is the end of the record that ends its preparation.
+        client.start_capture().map_err(|error| error.to_string())?;
+        let computed = rehearsed.map(|()| compute());
+        let graph = client.stop_capture().map_err(|error| error.to_string());
+        let (computed, graph) = (computed?, graph?);
+        Ok((Self(graph), computed))
+    }
+
+    /// Launches everything again; says whether the driver does.
+    ///
+    /// # Safety
+    /// Whatever the launches read and write is where it was, and this is the thread that recorded them.
+    pub(super) unsafe fn replay(&self) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.replay() }.is_ok()
+    }
+}
 
 /// Bytes of a word, which is what is copied.
 const WORD: usize = 4;
