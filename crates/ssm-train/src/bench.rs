@@ -171,7 +171,9 @@ impl Cost {
     #[must_use]
     pub fn parts(&self) -> Table {
         let parts = self.measured.as_ref().map(|measured| measured.parts.to_vec());
-        let rows = parts.unwrap_or_default().into_iter().map(|(name, time)| (name, millis(time)));
+        // A replayed step has no backward pass of its own.
+        let parts = parts.unwrap_or_default().into_iter().filter(|(_, time)| !time.is_zero());
+        let rows = parts.map(|(name, time)| (name, millis(time)));
         let note = "Median of each part.".to_owned();
         table("A step", ["part", "ms"], rows.collect(), note)
     }

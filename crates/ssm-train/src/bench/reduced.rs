@@ -167,7 +167,7 @@ fn scale(smallest: Option<u64>, one: &Times, two: &Times, sizes: &Sizes) -> Meas
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::steps::PARTS, *};
 
     /// Steps of a model that takes a known time and memory for everything.
     fn times(layers: f64, samples: f64) -> Times {
@@ -179,6 +179,7 @@ mod tests {
         let memory = 16.0 * parameters + (3e6 + 2e6 * layers) * samples;
         Times {
             laps: vec![parts; 3],
+            names: PARTS,
             parts,
             samples,
             work: None,

@@ -8,6 +8,8 @@ use std::{
 use burn::{module::Module, tensor::Device};
 
 use super::{Limit, Measured, SAVING_BYTES};
+#[cfg(feature = "cube")]
+use crate::recording::Recorder;
 use crate::{
     allocation,
     config::Config,
@@ -20,7 +22,10 @@ use crate::{
 };
 
 /// Parts of a step, in their order. The first three are taken once a micro-batch, the others once a step.
-const PARTS: [&str; 5] = ["data", "forward", "backward", "norm", "optimizer"];
+pub(super) const PARTS: [&str; 5] = ["data", "forward", "backward", "norm", "optimizer"];
+
+/// The same where loss and gradient are replayed as one.
+const REPLAYED: [&str; 5] = ["data", "forward, backward", "backward", "norm", "optimizer"];
 
 /// What is needed to do steps.
 pub(super) struct Steps<'a, T: Task> {
@@ -36,6 +41,7 @@ pub(super) struct Steps<'a, T: Task> {
 pub(super) struct Times {
     /// Of each step the time of each part.
     pub(super) laps: Vec<[Duration; 5]>,
+    pub(super) names: [&'static str; 5],
     pub(super) parts: [Duration; 5],
     /// Samples of a step, on average.
     pub(super) samples: f64,
@@ -84,6 +90,12 @@ impl<'a, T: Task> Steps<'a, T> {
         let started = Instant::now();
         let mut laps: Vec<[Duration; 5]> = Vec::new();
         let mut samples = Vec::new();
+        #[cfg(feature = "cube")]
+        let mut recorder =
+            Recorder::new(config.train.accumulate == 1 && config.device.record_steps);
+        // Laps before are of steps that are launched one by one, or that make the record.
+        #[cfg_attr(not(feature = "cube"), expect(unused_mut, reason = "nothing is recorded"))]
+        let mut replayed_from: Option<usize> = None;
         for step in 0..=limit.steps.min(plan.total_steps) {
             let mut lap = [Duration::ZERO; 5];
             let mut clock = Instant::now();
@@ -98,7 +110,20 @@ impl<'a, T: Task> Steps<'a, T> {
             for index in batches {
                 let batch = task.batch(index)?;
                 end(0, &mut lap);
-                let loss = task.batch_loss(&model, batch, seed, &device);
+                let input = task.input(batch, seed, &device);
+                #[cfg(feature = "cube")]
+                if let Some((loss, grads)) =
+                    recorder.differentiate(&device, &model, &input, |model, input| {
+                        task.loss(model, input)
+                    })
+                {
+                    end(1, &mut lap);
+                    sum.set(&model, loss, grads);
+                    // The step that makes the record is none that a run does often.
+                    replayed_from.get_or_insert(laps.len() + 1);
+                    continue;
+                }
+                let loss = task.loss(&model, input);
                 end(1, &mut lap);
                 sum.add(&model, loss);
                 end(2, &mut lap);
@@ -115,10 +140,14 @@ impl<'a, T: Task> Steps<'a, T> {
                 break;
             }
         }
-        let (laps, samples) = (laps.split_off(1), &samples[1..]);
+        let replayed = replayed_from.filter(|from| *from < laps.len());
+        let from = replayed.unwrap_or(1);
+        let (laps, samples) = (laps.split_off(from), &samples[from..]);
+        let names = if replayed.is_some() { REPLAYED } else { PARTS };
         let part = |part: usize| median(laps.iter().map(|lap| lap[part]).collect());
         let pools = device.memory_pool_usage();
         Ok(Times {
+            names,
             parts: std::array::from_fn(part),
             samples: samples.iter().sum::<f64>() / samples.len().max(1) as f64,
             work: task.work(&model),
@@ -159,7 +188,7 @@ impl Times {
             steps: self.laps.len() as u64,
             scaled_from: None,
             step,
-            parts: std::array::from_fn(|part| (PARTS[part], parts[part])),
+            parts: std::array::from_fn(|part| (self.names[part], parts[part])),
             samples_per_sec,
             throughput,
             memory: self.on_device,
