@@ -23,6 +23,7 @@ seed = 7
 backend = "auto"
 index = 0
 replicas = 1
+record_steps = true
 
 [task.toy]
 width = 4
