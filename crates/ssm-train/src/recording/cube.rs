@@ -33,6 +33,11 @@ impl Launches {
             return Err("the device has no launches".to_owned());
         };
         let client = cube.client();
+        // What a record touches it holds, and evaluations need memory beside it.
+        let held = device.memory_pool_usage().map_or(0, |pools| pools.bytes_reserved);
+        if client.properties().memory.max_memory().is_some_and(|all| held > all / 2) {
+            return Err("more than half of the memory of the device is in use".to_owned());
+        }
         client.graph_prepare().map_err(|error| error.to_string())?;
         let rehearsed = rehearse();
         // Opened all the same: it is the end of the record that ends its preparation.
