@@ -152,27 +152,21 @@ fn draws_are_those_of_the_published_hash() {
 #[test]
 fn draws_are_evenly_spread_and_differ_between_sites_and_seeds() {
     let n: u32 = 1 << 16;
-    let share = |other: fn(u32, [u32; 2]) -> (u32, [u32; 2]), seed: [u32; 2]| {
-        let (site, other_seed) = other(1, seed);
-        let kept = |place: &u32| {
-            let [a, b] = [host::draw(*place, 1, seed), host::draw(*place, site, other_seed)];
-            a < 1 << 31 && b < 1 << 31
-        };
+    // Share of places that both of two sites keep, each with its seed.
+    let kept_by_both = |[one, other]: [(u32, [u32; 2]); 2]| {
+        let keeps = |(site, seed), place| host::draw(place, site, seed) < 1 << 31;
+        let kept = |place: &u32| keeps(one, *place) && keeps(other, *place);
         (0..n).filter(kept).count() as f64 / f64::from(n)
     };
-    for seed in [[0, 0], [1, 0], [7, 9], [u32::MAX, 3]] {
-        // Five standard deviations of a share of so many draws.
-        let bound = |p: f64| 5.0 * (p * (1.0 - p) / f64::from(n)).sqrt();
-        let same = share(|site, seed| (site, seed), seed);
-        assert!((same - 0.5).abs() < bound(0.5), "{seed:?}: {same} are kept");
-        let others: [fn(u32, [u32; 2]) -> (u32, [u32; 2]); 3] = [
-            |site, seed| (site + 1, seed),
-            |site, [a, b]| (site, [a ^ 1, b]),
-            |site, [a, b]| (site, [a, b ^ 1]),
-        ];
-        for (i, other) in others.into_iter().enumerate() {
-            let both = share(other, seed);
-            assert!((both - 0.25).abs() < bound(0.25), "{seed:?}, {i}: {both} are kept by both");
+    // Five standard deviations of a share of so many draws.
+    let bound = |p: f64| 5.0 * (p * (1.0 - p) / f64::from(n)).sqrt();
+    for [a, b] in [[0, 0], [1, 0], [7, 9], [u32::MAX, 3]] {
+        let one = (1, [a, b]);
+        let same = kept_by_both([one, one]);
+        assert!((same - 0.5).abs() < bound(0.5), "{one:?}: {same} are kept");
+        for other in [(2, [a, b]), (1, [a ^ 1, b]), (1, [a, b ^ 1])] {
+            let both = kept_by_both([one, other]);
+            assert!((both - 0.25).abs() < bound(0.25), "{one:?}, {other:?}: {both} are kept");
         }
     }
 }

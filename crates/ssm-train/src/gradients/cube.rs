@@ -104,16 +104,10 @@ pub(super) struct Scaling {
 }
 
 impl Scaling {
-    /// Takes an f32 tensor and returns its product, which is there after [`Scaling::launch`]; gives back
-    /// one that is on another device.
-    pub(super) fn push<const D: usize>(
-        &mut self,
-        tensor: Tensor<D>,
-    ) -> Result<Tensor<D>, Tensor<D>> {
-        if tensor.dtype() != DType::F32 {
-            return Err(tensor);
-        }
-        let Some(from) = rows(tensor.clone()) else { return Err(tensor) };
+    /// Takes an f32 tensor and returns its product, which is there after [`Scaling::launch`]; `None` of one
+    /// that is on another device.
+    pub(super) fn push<const D: usize>(&mut self, tensor: Tensor<D>) -> Option<Tensor<D>> {
+        let from = rows(tensor).filter(|tensor| tensor.dtype == DType::F32)?;
         let (client, device) = (from.client.clone(), from.device.clone());
         let shape = from.meta.shape().clone();
         let to = empty_device_contiguous_dtype(client, device, shape, DType::F32);
@@ -121,7 +115,7 @@ impl Scaling {
         if from.meta.num_elements() > 0 {
             self.pairs.push([from, to]);
         }
-        Ok(product)
+        Some(product)
     }
 
     pub(super) fn launch(mut self, factor: f64) {
@@ -217,6 +211,6 @@ mod tests {
         let mut squares = Squares::default();
         assert!(!squares.push(Tensor::<1>::ones([3], &device)));
         assert!(squares.sums().is_none());
-        assert!(Scaling::default().push(Tensor::<1>::ones([3], &device)).is_err());
+        assert!(Scaling::default().push(Tensor::<1>::ones([3], &device)).is_none());
     }
 }
