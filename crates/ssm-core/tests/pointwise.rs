@@ -185,7 +185,7 @@ fn dropped_elements_and_their_gradients_agree_with_the_host() {
         };
         for (dtype, bound) in dtypes {
             for site in [0, 5] {
-                let op = |x| dropped(x, nn::seed(seed, &device), site, keep);
+                let op = |x| dropped(x, nn::seed_on(seed, &device), site, keep);
                 let (y, grad) = run(&case, dtype, &device, op);
                 let what = format!("site {site}, {dtype:?} on {name}");
                 let exact = |x: &[f64]| host::dropped(x, words, site, below, 1.0 / keep);
@@ -206,7 +206,7 @@ fn a_seed_in_the_memory_of_an_accelerator_repeats_what_is_dropped() {
         let device = device.autodiff();
         let ones = || Tensor::<2>::ones([30, 50], &device);
         let both = |seed: u64| {
-            nn::seeded(nn::seed(seed, &device), || {
+            nn::seeded(nn::seed_on(seed, &device), || {
                 [(); 2].map(|()| values(&nn::dropout(ones(), 0.5)))
             })
         };

@@ -137,7 +137,7 @@ fn task(options: &LmOptions, data: &str, change: impl Fn(&mut Settings)) -> (LmT
 fn differentiated(task: &LmTask, model: &MambaLm, batches: Vec<LmBatch>) -> (f64, Vec<f32>) {
     let (mut nats, mut weights, mut sum) = (0.0, 0.0, Vec::new());
     for batch in batches {
-        let loss = task.batch_loss(model, batch, 0, &model.device());
+        let loss = task.loss(model, task.input(batch, 0, &model.device()));
         let mean = f64::from(values(loss.mean.clone())[0]);
         nats += mean * loss.weight;
         weights += loss.weight;
@@ -294,7 +294,7 @@ fn a_step_in_bf16_has_the_gradients_of_f32_within_its_rounding() {
         let error = (error / square(&mut gradient.iter().copied())).sqrt();
         // Rounding the parameters alone moves the gradient by 0.9 %; there are some sixty roundings.
         assert!(error > 0.0 && error < 8e-2, "{bptt:?}: relative error {error}");
-        let loss = task.batch_loss(&model, task.batch(0).unwrap(), 0, &model.device()).mean;
+        let loss = task.loss(&model, task.input(task.batch(0).unwrap(), 0, &model.device())).mean;
         assert_eq!(loss.dtype(), DType::F32);
         model.visit(&mut AllF32(&loss.backward()));
         // Layers that are computed again round where the others do.

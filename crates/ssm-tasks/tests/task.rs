@@ -78,7 +78,7 @@ fn a_score_is_the_same_for_every_evaluation_batch_size() {
 fn the_training_loss_is_the_score_of_the_same_windows() {
     let (task, model) = task(&options(""), &s_mamba(""), &settings(16), 400).unwrap();
     let batch = task.batch(0).unwrap();
-    let loss = task.batch_loss(&model, batch.clone(), 0, &device());
+    let loss = task.loss(&model, task.input(batch.clone(), 0, &device()));
     assert_eq!(loss.weight, 16.0);
     let input = task.windows().input(&batch, &device());
     let predicted: Vec<f32> = model.forward(input).into_data_as::<f32>().try_into_vec().unwrap();
@@ -98,7 +98,7 @@ fn one_target_is_trained_and_scored_alone() {
         let batch = task.batch(0).unwrap();
         assert_eq!(batch.y.len(), 16 * 6);
         assert!(
-            f64::from(task.batch_loss(&model, batch, 0, &device()).mean.into_scalar::<f32>())
+            f64::from(task.loss(&model, task.input(batch, 0, &device())).mean.into_scalar::<f32>())
                 .is_finite()
         );
         assert!(task.evaluate(&model, Split::Valid).unwrap()["mse"].is_finite());

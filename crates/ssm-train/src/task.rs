@@ -66,8 +66,8 @@ pub struct Loss {
 /// reads tensors and nothing else, the engine records them once, and from then on writes the tensors of
 /// each micro-batch into the memory of the first and replays the record.
 pub trait Input: Clone {
-    /// Whether the loss is a pure function of these tensors and of the model, and of no number that changes
-    /// from micro-batch to micro-batch. By default it is.
+    /// Whether the loss is a pure function of these tensors and of the model: what else an input holds has
+    /// to follow from the shapes of its tensors. By default it does.
     fn is_recordable(&self) -> bool {
         true
     }
@@ -346,17 +346,6 @@ pub trait Task: Sized + 'static {
 
     /// Mean loss of a micro-batch; gradients flow to every parameter of `model`.
     fn loss(&self, model: &Self::Model, input: Self::Input) -> Loss;
-
-    /// [`Task::loss`] of a micro-batch in host memory.
-    fn batch_loss(
-        &self,
-        model: &Self::Model,
-        batch: Self::Batch,
-        seed: u64,
-        device: &Device,
-    ) -> Loss {
-        self.loss(model, self.input(batch, seed, device))
-    }
 
     /// What a sample takes, for a task whose samples are made of tokens. By default it is not said.
     fn work(&self, model: &Self::Model) -> Option<Work> {

@@ -25,13 +25,14 @@ thread_local! {
 
 /// A seed in the memory of a device, for [`seeded`].
 #[must_use]
-pub fn seed(seed: u64, device: &Device) -> Tensor<1, Int> {
+pub fn seed_on(seed: u64, device: &Device) -> Tensor<1, Int> {
     let words = [seed as u32, (seed >> 32) as u32].map(u32::cast_signed);
     Tensor::from_data(TensorData::from(words), (device, DType::I32))
 }
 
 /// Runs `compute`, whose every [`dropout`] on an accelerator then drops what follows from `seed` and from
 /// how many there were before it. Backward passes read `seed` again. On processors it changes nothing.
+/// One inside of another ends both.
 pub fn seeded<R>(seed: Tensor<1, Int>, compute: impl FnOnce() -> R) -> R {
     /// Also where `compute` panics.
     struct Scope;

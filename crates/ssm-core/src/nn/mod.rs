@@ -17,7 +17,7 @@ pub use self::{
     bidirectional::{Bidirectional, BidirectionalConfig, Merge},
     block::{Block, BlockConfig},
     decoder::BackboneDecoder,
-    dropout::{dropout, seed, seeded},
+    dropout::{dropout, seed_on, seeded},
     mlp::{Mlp, MlpConfig},
     reordered::{Reordered, ReorderedConfig},
     residual::compute_in,

@@ -212,7 +212,7 @@ impl Task for ForecastingTask {
 
     fn input(&self, batch: WindowBatch, seed: u64, device: &Device) -> TrainingInput {
         TrainingInput {
-            seed: nn::seed(seed, device),
+            seed: nn::seed_on(seed, device),
             windows: self.windows.input(&batch, device),
             target: self.windows.target(&batch, device),
         }

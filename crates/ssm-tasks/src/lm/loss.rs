@@ -33,36 +33,37 @@ const LOWEST: f32 = -1e30;
 
 /// Normed outputs of the last block at the positions with a target, `[n_targets, d_model]`.
 ///
-/// `hidden`: `[batch, seq_len, d_model]`; there is at least one target.
-pub(super) fn at_targets(hidden: Tensor<3>, targets: &Targets) -> Tensor<2> {
-    let device = hidden.device();
+/// `hidden`: `[batch, seq_len, d_model]`; `places` as [`Targets::places`] gives them.
+pub(super) fn at_targets(hidden: Tensor<3>, places: Option<Tensor<1, Int>>) -> Tensor<2> {
     let hidden = hidden.flatten::<2>(0, 1);
-    let [n, _] = hidden.dims();
-    if targets.places.len() == n {
-        return hidden;
+    match places {
+        Some(places) => hidden.select(0, places),
+        None => hidden,
     }
-    let places = TensorData::new(targets.places.clone(), [targets.places.len()]);
-    hidden.select(0, Tensor::<1, Int>::from_data(places, &device))
 }
 
 /// The same on the device that the loss is computed on.
 #[derive(Clone, Debug)]
 pub(super) struct OnDevice {
-    /// Unless every position has a target.
+    /// As [`Targets::places`] gives them.
     places: Option<Tensor<1, Int>>,
     /// Token at each of them.
     tokens: cross_entropy::Targets,
 }
 
 impl Targets {
-    /// Brings them to a device; `n`: positions of the batch.
-    pub(super) fn to_device(&self, n: usize, device: &Device) -> OnDevice {
-        let places = (self.places.len() < n).then(|| {
+    /// Positions with a target on a device, unless all of the `n` positions of the batch have one.
+    pub(super) fn places(&self, n: usize, device: &Device) -> Option<Tensor<1, Int>> {
+        (self.places.len() < n).then(|| {
             let places = TensorData::new(self.places.clone(), [self.places.len()]);
             Tensor::from_data(places, device)
-        });
+        })
+    }
+
+    /// Brings them to a device; `n`: positions of the batch.
+    pub(super) fn to_device(&self, n: usize, device: &Device) -> OnDevice {
         let tokens = cross_entropy::Targets::new(self.tokens.as_slice().into(), device);
-        OnDevice { places, tokens }
+        OnDevice { places: self.places(n, device), tokens }
     }
 }
 
@@ -73,19 +74,18 @@ impl OnDevice {
 }
 
 impl Input for OnDevice {
-    fn map_tensors<M: InputMapper>(mut self, mapper: &mut M) -> Self {
-        self.places = self.places.map_tensors(mapper);
-        self.tokens.on_device = self.tokens.on_device.map_tensors(mapper);
-        self
+    /// All targets count, in a batch as in every other.
+    fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
+        Self {
+            places: self.places.map_tensors(mapper),
+            tokens: self.tokens.map_on_device(|tokens| tokens.map_tensors(mapper)),
+        }
     }
 }
 
 /// Mean cross-entropy of the targets in nats, `[1]`; `hidden`: `[batch, seq_len, d_model]`.
 pub(super) fn mean(model: &MambaLm, hidden: Tensor<3>, targets: OnDevice) -> Tensor<1> {
-    let mut hidden = hidden.flatten::<2>(0, 1);
-    if let Some(places) = targets.places {
-        hidden = hidden.select(0, places);
-    }
+    let hidden = at_targets(hidden, targets.places);
     let weight = model.embedding.weight.val();
     cross_entropy::linear_cross_entropy_at(hidden, weight, targets.tokens, LOGITS_MAX)
 }
@@ -144,7 +144,7 @@ mod tests {
             [loss, gradient].concat()
         };
         let hidden = || model.hidden(batch.tokens(&device));
-        let logits = model.head(at_targets(hidden(), &targets));
+        let logits = model.head(at_targets(hidden(), targets.places(11, &device)));
         let whole = values(cross_entropy(logits, &targets.tokens).mean());
         for (got, whole) in
             values(mean(&model, hidden(), targets.to_device(11, &device))).iter().zip(&whole)

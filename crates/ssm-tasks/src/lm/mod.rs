@@ -97,12 +97,14 @@ pub struct LmInput {
     targets: loss::OnDevice,
     /// Of a part of sequences, whether it takes the state that the part before left.
     carries: Option<bool>,
+    /// Whether documents may begin anywhere, in this batch or in another one.
+    packed: bool,
 }
 
 impl Input for LmInput {
-    /// A carried state is no input, and resets are no words.
+    /// A carried state is no input, and where documents begin other kernels are launched.
     fn is_recordable(&self) -> bool {
-        self.carries.is_none() && self.resets.is_none() && self.targets.len() > 0
+        self.carries.is_none() && !self.packed && self.targets.len() > 0
     }
 
     fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
@@ -258,16 +260,17 @@ impl Task for LmTask {
     fn input(&self, batch: LmBatch, seed: u64, device: &Device) -> LmInput {
         let targets = loss::Targets::of(&batch);
         LmInput {
-            seed: nn::seed(seed, device),
+            seed: nn::seed_on(seed, device),
             tokens: batch.tokens(device),
             resets: batch.resets(device),
             targets: targets.to_device(batch.batch * batch.seq_len, device),
             carries: (self.n_parts > 1).then_some(batch.continues),
+            packed: self.options.packing == Packing::Documents,
         }
     }
 
     fn loss(&self, model: &MambaLm, input: LmInput) -> Loss {
-        let LmInput { seed, tokens, resets, targets, carries } = input;
+        let LmInput { seed, tokens, resets, targets, carries, .. } = input;
         let hidden = nn::seeded(seed, || self.hidden(model, tokens, resets, carries));
         let weight = targets.len() as f64;
         if targets.len() == 0 {

@@ -90,7 +90,8 @@ impl Scores {
             if targets.tokens.is_empty() {
                 continue;
             }
-            let logits = model.head(loss::at_targets(hidden, &targets));
+            let places = targets.places(part.batch * part.seq_len, &device);
+            let logits = model.head(loss::at_targets(hidden, places));
             let said: Tensor<1, Int> = logits.clone().argmax(1).squeeze_dim(1);
             let failed = |reason: String| Error::Device {
                 device: format!("{device:?}"),

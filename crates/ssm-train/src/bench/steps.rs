@@ -93,9 +93,9 @@ impl<'a, T: Task> Steps<'a, T> {
         #[cfg(feature = "cube")]
         let mut recorder =
             Recorder::new(config.train.accumulate == 1 && config.device.record_steps);
-        // Laps before are of steps that are launched one by one, or that make the record.
+        // The lap that makes the record; those before it are launched one by one, those after it replayed.
         #[cfg_attr(not(feature = "cube"), expect(unused_mut, reason = "nothing is recorded"))]
-        let mut replayed_from: Option<usize> = None;
+        let mut recorded_at: Option<usize> = None;
         for step in 0..=limit.steps.min(plan.total_steps) {
             let mut lap = [Duration::ZERO; 5];
             let mut clock = Instant::now();
@@ -113,14 +113,13 @@ impl<'a, T: Task> Steps<'a, T> {
                 let input = task.input(batch, seed, &device);
                 #[cfg(feature = "cube")]
                 if let Some((loss, grads)) =
-                    recorder.differentiate(&device, &model, &input, |model, input| {
+                    recorder.differentiate((&device, seed), &model, &input, |model, input| {
                         task.loss(model, input)
                     })
                 {
                     end(1, &mut lap);
                     sum.set(&model, loss, grads);
-                    // The step that makes the record is none that a run does often.
-                    replayed_from.get_or_insert(laps.len() + 1);
+                    recorded_at.get_or_insert(laps.len());
                     continue;
                 }
                 let loss = task.loss(&model, input);
@@ -140,10 +139,14 @@ impl<'a, T: Task> Steps<'a, T> {
                 break;
             }
         }
-        let replayed = replayed_from.filter(|from| *from < laps.len());
-        let from = replayed.unwrap_or(1);
-        let (laps, samples) = (laps.split_off(from), &samples[from..]);
-        let names = if replayed.is_some() { REPLAYED } else { PARTS };
+        let of_interest = match recorded_at {
+            Some(lap) if lap + 1 < laps.len() => lap + 1..laps.len(),
+            Some(lap) => 1..lap,
+            None => 1..laps.len(),
+        };
+        let is_replayed = recorded_at.is_some_and(|lap| lap < of_interest.start);
+        let (laps, samples) = (laps[of_interest.clone()].to_vec(), &samples[of_interest]);
+        let names = if is_replayed { REPLAYED } else { PARTS };
         let part = |part: usize| median(laps.iter().map(|lap| lap[part]).collect());
         let pools = device.memory_pool_usage();
         Ok(Times {

@@ -53,7 +53,8 @@ pub struct DeviceSection {
     /// of which `train.accumulate` says the number: the result is that of a single device. Default 1.
     pub replicas: usize,
     /// Whether the launches of a short step are recorded once and then replayed as one, on devices that
-    /// can (CUDA graphs, prepared commands of Vulkan): the same numbers in less time. Default true.
+    /// can (CUDA graphs, prepared commands of Vulkan): the same numbers in less time. What a step needs
+    /// of the device's memory is then not free for evaluations. Default true.
     pub record_steps: bool,
 }
 

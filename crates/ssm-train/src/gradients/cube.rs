@@ -16,6 +16,9 @@ const PIECE: usize = 1 << 14;
 /// Most cubes, and so sums, of a tensor.
 const MAX_CUBES: usize = 256;
 
+/// Elements above which a product with a number has a launch of its own.
+const LARGE: usize = 1 << 20;
+
 /// Tensors whose squares are to be added.
 #[derive(Default)]
 pub(super) struct Squares {
@@ -105,8 +108,12 @@ pub(super) struct Scaling {
 
 impl Scaling {
     /// Takes an f32 tensor and returns its product, which is there after [`Scaling::launch`]; `None` of one
-    /// that is on another device.
+    /// that is on another device, or so large that a launch of its own is nothing beside its work: that can
+    /// be multiplied where it is.
     pub(super) fn push<const D: usize>(&mut self, tensor: Tensor<D>) -> Option<Tensor<D>> {
+        if tensor.shape().num_elements() > LARGE {
+            return None;
+        }
         let from = rows(tensor).filter(|tensor| tensor.dtype == DType::F32)?;
         let (client, device) = (from.client.clone(), from.device.clone());
         let shape = from.meta.shape().clone();

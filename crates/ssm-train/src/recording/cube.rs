@@ -9,7 +9,12 @@ use burn_cubecl::{
     CubeBackend, kernel::into_contiguous, ops::numeric::empty_device_contiguous_dtype,
     tensor::CubeTensor,
 };
-use cubecl::{CubeCount, CubeDim, client::Graph, prelude::SequenceArg, server::BufferBinding};
+use cubecl::{
+    CubeCount, CubeDim,
+    client::{Client, Graph},
+    prelude::SequenceArg,
+    server::BufferBinding,
+};
 
 use super::kernel::copy_words;
 use crate::{
@@ -18,7 +23,21 @@ use crate::{
 };
 
 /// Launches that the driver holds.
+///
+/// Burn has a record of its own, which owns the closure that it is made of, and so the model that the
+/// optimiser needs; it also panics where a replay fails, and takes what is recorded on trust.
 pub(super) struct Launches(Graph);
+
+/// A record that is prepared or being made, and ended in any case: what is launched after it would be part
+/// of it otherwise.
+struct Window<'a>(&'a Client);
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        // Of a record that came to nothing there is an error that says more.
+        let _ = self.0.stop_capture();
+    }
+}
 
 impl Launches {
     /// Records what `compute` launches on a device, after `rehearse` did it often enough for all memory to
@@ -39,12 +58,12 @@ impl Launches {
             return Err("more than half of the memory of the device is in use".to_owned());
         }
         client.graph_prepare().map_err(|error| error.to_string())?;
-        let rehearsed = rehearse();
-        // Opened all the same: it is the end of the record that ends its preparation.
+        let window = Window(&client);
+        rehearse()?;
         client.start_capture().map_err(|error| error.to_string())?;
-        let computed = rehearsed.map(|()| compute());
-        let graph = client.stop_capture().map_err(|error| error.to_string());
-        let (computed, graph) = (computed?, graph?);
+        let computed = compute();
+        std::mem::forget(window);
+        let graph = client.stop_capture().map_err(|error| error.to_string())?;
         Ok((Self(graph), computed))
     }
 
@@ -61,11 +80,14 @@ impl Launches {
 /// Bytes of a word, which is what is copied.
 const WORD: usize = 4;
 
+/// Words that a launch copies of a tensor at most: a unit each, of as many cubes as every device takes.
+const MOST_WORDS: usize = UNITS * 65_535;
+
 /// The tensors of an input in row-major order.
 #[derive(Default)]
 pub(super) struct Rows {
     tensors: Vec<CubeTensor>,
-    /// Whether one is on another device, or of a type that is no word.
+    /// Whether one is on another device, empty, too long for a launch, or of a type that is no word.
     others: bool,
 }
 
@@ -77,8 +99,15 @@ impl Rows {
         (!rows.others && !rows.tensors.is_empty()).then_some(rows)
     }
 
+    pub(super) fn shapes(&self) -> Vec<Vec<usize>> {
+        self.tensors.iter().map(|tensor| tensor.meta.shape().to_vec()).collect()
+    }
+
     fn push(&mut self, tensor: Option<CubeTensor>) {
-        let tensor = tensor.filter(|tensor| tensor.dtype.size() == WORD);
+        let lens = 1..=MOST_WORDS;
+        let tensor = tensor.filter(|tensor| {
+            tensor.dtype.size() == WORD && lens.contains(&tensor.meta.num_elements())
+        });
         self.others |= tensor.is_none();
         self.tensors.extend(tensor.map(into_contiguous));
     }
@@ -178,7 +207,7 @@ impl InputMapper for Replace<'_> {
     }
 }
 
-/// Where the parameters of a model are in memory.
+/// Where the float parameters of a model are in memory; others are not trained.
 ///
 /// A binding keeps memory from being given to others, and does not count as a use of the tensor: an
 /// optimiser still finds that it may step in place.

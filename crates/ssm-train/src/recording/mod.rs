@@ -11,26 +11,36 @@ mod kernel;
 
 use std::time::{Duration, Instant};
 
-use self::cube::{Kept, Launches, Places, Rows};
-use crate::task::{Input, Loss};
 use burn::{
     module::{Module, ModuleVisitor, Param},
     optim::GradientsParams,
     tensor::{Device, Tensor},
 };
 
+use self::cube::{Kept, Launches, Places, Rows};
+use crate::task::{Input, Loss};
+
 /// Steps that take longer keep their device busy, and what they need of its memory is better not held.
 const LONGEST: Duration = Duration::from_millis(30);
 
-/// Steps before the record is made: in the first ones kernels are compiled and tuned.
+/// Steps before the record is made.
 const BEFORE: usize = 4;
+
+/// Of these the first, in which kernels are compiled and tuned.
+const COMPILING: usize = 2;
 
 /// Times that everything is computed before it is recorded, so that memory for all of it is at hand: none
 /// can be allocated while a record is made.
 const WARM_UPS: usize = 3;
 
-/// Records that are made of a run, should its parameters move.
+/// Records that are made of a run, should its parameters move or its batches change.
 const RECORDS: usize = 3;
+
+/// Batches of other sizes in a row after which a record is of no use.
+const MISSES: u32 = 16;
+
+/// Replays between two backward passes of nothing.
+const SWEEP: u64 = 64;
 
 /// Mean loss and gradient of a micro-batch, outside of the graph of autodiff.
 pub(crate) type Recorded = (Loss, GradientsParams);
@@ -42,61 +52,100 @@ pub(crate) struct Recorder<I> {
 }
 
 enum State<I> {
-    /// Steps are looked at: when the last one began, and how long those before it took.
-    Waiting(Option<Instant>, Vec<Duration>),
+    Waiting(Waiting),
     Recorded(Box<Record<I>>),
-    /// They are too long, or cannot be recorded.
+    /// Steps are too long, or cannot be recorded.
     Off,
+}
+
+/// What is known of steps that are launched one by one.
+struct Waiting {
+    /// When the last one began.
+    begun: Option<Instant>,
+    /// How many have ended, and how long the shortest took, but for those that compile.
+    steps: usize,
+    shortest: Duration,
+    /// Of the last input.
+    shapes: Vec<Vec<usize>>,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        Self { begun: None, steps: 0, shortest: Duration::MAX, shapes: Vec::new() }
+    }
+
+    /// The time of a step once it is known, before one whose batch is like that of the last.
+    fn look(&mut self, rows: &Rows) -> Option<Duration> {
+        let now = Instant::now();
+        if let Some(begun) = self.begun.replace(now) {
+            self.steps += 1;
+            // An evaluation may lie between two of them.
+            if self.steps > COMPILING {
+                self.shortest = self.shortest.min(now - begun);
+            }
+        }
+        let shapes = rows.shapes();
+        let is_alike = self.shapes == shapes;
+        self.shapes = shapes;
+        (is_alike && self.steps >= BEFORE).then_some(self.shortest)
+    }
 }
 
 impl<I: Input> Recorder<I> {
     /// With `is_allowed` false nothing is ever recorded.
     pub(crate) fn new(is_allowed: bool) -> Self {
-        let state = if is_allowed { State::Waiting(None, Vec::new()) } else { State::Off };
+        let state = if is_allowed { State::Waiting(Waiting::new()) } else { State::Off };
         Self { state, records: 0 }
     }
 
     /// Mean loss and gradient of the micro-batch `input`; `None` where they are to be computed as usual,
-    /// by `loss` and a backward pass.
+    /// by `loss` and a backward pass, with the generator of the device as `seed` leaves it.
     pub(crate) fn differentiate<M: Module>(
         &mut self,
-        device: &Device,
+        (device, seed): (&Device, u64),
         model: &M,
         input: &I,
         loss: impl Fn(&M, I) -> Loss,
     ) -> Option<Recorded> {
-        if let State::Waiting(begun, times) = &mut self.state {
-            let now = Instant::now();
-            times.extend(begun.replace(now).map(|begun| now - begun));
-            // An evaluation may lie between two of them.
-            let shortest = times.get(BEFORE - 2..).and_then(|times| times.iter().min().copied());
-            if let Some(shortest) = shortest.filter(|_| times.len() >= BEFORE) {
-                self.state = self.record(device, model, input, loss, shortest);
-            }
-        }
-        let State::Recorded(record) = &self.state else { return None };
-        let rows = Rows::of(input).filter(|rows| record.kept.fits(rows))?;
-        if Places::of(model).as_ref() != Some(&record.places) {
-            self.state =
-                if self.records < RECORDS { State::Waiting(None, Vec::new()) } else { State::Off };
+        if matches!(self.state, State::Off) || !input.is_recordable() {
             return None;
         }
-        record.replay(model, rows).or_else(|| {
+        let Some(rows) = Rows::of(input) else {
+            self.state = State::Off;
+            return None;
+        };
+        if let State::Waiting(waiting) = &mut self.state {
+            let shortest = waiting.look(&rows)?;
+            self.state = self.record((device, seed), model, input, loss, shortest);
+        }
+        let State::Recorded(record) = &mut self.state else { return None };
+        if !record.is_of(&rows) {
+            if record.misses >= MISSES {
+                self.give_up("batches have other sizes");
+            }
+            return None;
+        }
+        if Places::of(model).as_ref() != Some(&record.places) {
+            self.give_up("parameters are elsewhere");
+            return None;
+        }
+        let replayed = record.replay(device, model, rows);
+        if replayed.is_none() {
             tracing::warn!("a recorded step cannot be replayed: steps are launched one by one");
             self.state = State::Off;
-            None
-        })
+        }
+        replayed
     }
 
     fn record<M: Module>(
         &mut self,
-        device: &Device,
+        (device, seed): (&Device, u64),
         model: &M,
         input: &I,
         loss: impl Fn(&M, I) -> Loss,
         shortest: Duration,
     ) -> State<I> {
-        if shortest > LONGEST || !input.is_recordable() {
+        if shortest > LONGEST {
             return State::Off;
         }
         self.records += 1;
@@ -109,9 +158,20 @@ impl<I: Input> Recorder<I> {
                 tracing::info!(
                     "steps are launched one by one, as they cannot be recorded: {reason}"
                 );
+                // Whatever was drawn in the attempt is drawn once more.
+                device.seed(seed);
                 State::Off
             }
         }
+    }
+
+    /// Drops a record that is of no use any more.
+    fn give_up(&mut self, reason: &str) {
+        let is_last = self.records >= RECORDS;
+        let then =
+            if is_last { "steps are launched one by one" } else { "another one will be made" };
+        tracing::info!("the record of a step is dropped, as {reason}; {then}");
+        self.state = if is_last { State::Off } else { State::Waiting(Waiting::new()) };
     }
 }
 
@@ -128,6 +188,9 @@ struct Record<I> {
     grads: GradientsParams,
     /// Where the parameters were.
     places: Places,
+    /// Batches of other sizes since the last replay.
+    misses: u32,
+    replays: u64,
 }
 
 impl<I: Input> Record<I> {
@@ -163,36 +226,59 @@ impl<I: Input> Record<I> {
             }
         };
         let (launches, (mean, weight, grads)) = Launches::record(device, rehearse, compute)?;
-        Ok(Self { launches, kept, _input: input, mean, weight, grads, places })
+        Ok(Self {
+            launches,
+            kept,
+            _input: input,
+            mean,
+            weight,
+            grads,
+            places,
+            misses: 0,
+            replays: 0,
+        })
+    }
+
+    /// Whether this input has the sizes of the recorded one.
+    fn is_of(&mut self, rows: &Rows) -> bool {
+        let fits = self.kept.fits(rows);
+        self.misses = if fits { 0 } else { self.misses + 1 };
+        fits
     }
 
     /// Loss and gradient of an input that fits; both are overwritten by the next replay. `None` if the
     /// driver refuses.
-    fn replay<M: Module>(&self, model: &M, rows: Rows) -> Option<Recorded> {
+    fn replay<M: Module>(&mut self, device: &Device, model: &M, rows: Rows) -> Option<Recorded> {
         self.kept.fill(rows);
         // SAFETY: input, loss and gradients are held here, parameters are where they were, and what lies
         // between them the server keeps for the graph. All of it is written by this thread, on the stream
-        // of the graph.
+        // of the graph, and of the step before nobody reads loss or gradient any more: it has ended.
         if !unsafe { self.launches.replay() } {
             return None;
         }
-        let mut copy = Copied { from: &self.grads, to: GradientsParams::new() };
-        model.visit(&mut copy);
+        self.replays += 1;
+        if self.replays.is_multiple_of(SWEEP) {
+            // Burn remembers every parameter of every step until something is differentiated.
+            let nothing = Tensor::<1>::zeros([1], device).require_grad();
+            let _ = (nothing * 1.0).backward();
+        }
+        let mut handles = Handles { of: &self.grads, params: GradientsParams::new() };
+        model.visit(&mut handles);
         let loss = Loss { mean: self.mean.clone(), weight: self.weight };
-        Some((loss, copy.to))
+        Some((loss, handles.params))
     }
 }
 
 /// Takes handles of all gradients.
-struct Copied<'a> {
-    from: &'a GradientsParams,
-    to: GradientsParams,
+struct Handles<'a> {
+    of: &'a GradientsParams,
+    params: GradientsParams,
 }
 
-impl ModuleVisitor for Copied<'_> {
+impl ModuleVisitor for Handles<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        if let Some(grad) = self.from.get::<D>(param.id) {
-            self.to.register::<D>(param.id, grad);
+        if let Some(grad) = self.of.get::<D>(param.id) {
+            self.params.register::<D>(param.id, grad);
         }
     }
 }
@@ -200,7 +286,7 @@ impl ModuleVisitor for Copied<'_> {
 #[cfg(test)]
 mod tests {
     use burn::{
-        nn::{Linear, LinearConfig},
+        nn::Linear,
         tensor::{Distribution, TensorData, activation::tanh},
     };
 
@@ -225,12 +311,18 @@ mod tests {
         }
     }
 
+    /// Not drawn: other tests use the generator of the device too.
     fn network(device: &Device) -> Network {
-        device.seed(3);
-        Network {
-            hidden: LinearConfig::new(3, 5).init(device),
-            out: LinearConfig::new(5, 2).init(device),
-        }
+        let layer = |d_in: usize, d_out: usize| {
+            let values = |len: usize| (0..len).map(|i| (i as f32 * 1.3).cos()).collect::<Vec<_>>();
+            let weight = TensorData::new(values(d_in * d_out), [d_in, d_out]);
+            let bias = TensorData::new(values(d_out), [d_out]);
+            Linear {
+                weight: Param::from_tensor(Tensor::from_data(weight, device)),
+                bias: Some(Param::from_tensor(Tensor::from_data(bias, device))),
+            }
+        };
+        Network { hidden: layer(3, 5), out: layer(5, 2) }
     }
 
     fn pairs(step: usize, n: usize, device: &Device) -> Pairs {
@@ -264,7 +356,7 @@ mod tests {
         for step in 0..12 {
             network = change(step, network);
             let input = pairs(step, size(step), &device);
-            let recorded = recorder.differentiate(&device, &network, &input, loss);
+            let recorded = recorder.differentiate((&device, 0), &network, &input, loss);
             replayed.push(recorded.is_some());
             let (Loss { mean, weight }, grads) = recorded.unwrap_or_else(|| {
                 let Loss { mean, weight } = loss(&network, input);
@@ -330,15 +422,94 @@ mod tests {
         let Some(device) = crate::device::test_device() else { return };
         let device = device.autodiff();
         let network = network(&device);
+        let noisy = |network: &Network, mut input: Pairs| {
+            input.x = input.x.clone() + input.x.random_like(Distribution::Default);
+            loss(network, input)
+        };
+        let run = |is_allowed: bool| {
+            let mut recorder = Recorder::new(is_allowed);
+            let losses = (0..8).map(|step| {
+                let input = pairs(step, 4, &device);
+                device.seed(step as u64);
+                let at = (&device, step as u64);
+                assert!(recorder.differentiate(at, &network, &input, noisy).is_none());
+                noisy(&network, input).mean.into_scalar::<f32>()
+            });
+            let losses: Vec<f32> = losses.collect();
+            assert!(matches!(recorder.state, State::Off));
+            losses
+        };
+        // The attempt to record leaves no trace.
+        assert_eq!(run(true), run(false));
+    }
+
+    /// An input that says of itself whether it can be recorded.
+    #[derive(Clone)]
+    struct Marked(Pairs, bool);
+
+    impl Input for Marked {
+        fn is_recordable(&self) -> bool {
+            self.1
+        }
+
+        fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
+            Self(self.0.map_tensors(mapper), self.1)
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_recorded_is_not_replayed_either() {
+        let Some(device) = crate::device::test_device() else { return };
+        let device = device.autodiff();
+        let network = network(&device);
+        let mut recorder = Recorder::new(true);
+        let mut is_replayed = |step: usize, is_recordable: bool| {
+            let input = Marked(pairs(step, 4, &device), is_recordable);
+            let loss = |network: &Network, Marked(pairs, _): Marked| loss(network, pairs);
+            recorder.differentiate((&device, 0), &network, &input, loss).is_some()
+        };
+        let replayed: Vec<bool> = (0..8).map(|step| is_replayed(step, step != 6)).collect();
+        assert_eq!(replayed, [false, false, false, false, true, true, false, true]);
+    }
+
+    #[test]
+    fn a_size_that_does_not_come_again_is_not_recorded_for_good() {
+        let Some(device) = crate::device::test_device() else { return };
+        let device = device.autodiff();
+        let network = network(&device);
+        let mut recorder = Recorder::new(true);
+        let mut replays = |steps: std::ops::Range<usize>, size: fn(usize) -> usize| {
+            let replayed = steps.filter(|step| {
+                let input = pairs(*step, size(*step), &device);
+                recorder.differentiate((&device, 0), &network, &input, loss).is_some()
+            });
+            replayed.count()
+        };
+        // The fifth batch is smaller than all others: the record is made of the seventh.
+        assert_eq!(replays(0..10, |step| if step == 4 { 2 } else { 4 }), 4);
+        // From now on batches are larger.
+        let misses = MISSES as usize;
+        assert_eq!(replays(10..10 + misses, |_| 5), 0);
+        assert_eq!(replays(10 + misses..20 + misses, |_| 5), 10 - BEFORE);
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_is_seen_in_a_replay() {
+        let Some(device) = crate::device::test_device() else { return };
+        let device = device.autodiff();
+        let network = network(&device);
         let mut recorder = Recorder::new(true);
         for step in 0..8 {
-            let input = pairs(step, 4, &device);
-            let noisy = |network: &Network, mut input: Pairs| {
-                input.x = input.x.clone() + input.x.random_like(Distribution::Default);
-                loss(network, input)
-            };
-            assert!(recorder.differentiate(&device, &network, &input, noisy).is_none());
+            let mut input = pairs(step, 4, &device);
+            if step == 6 {
+                input.x = input.x * f32::NAN;
+            }
+            let recorded = recorder.differentiate((&device, 0), &network, &input, loss);
+            assert_eq!(recorded.is_some(), step >= BEFORE);
+            let Some((Loss { mean, .. }, grads)) = recorded else { continue };
+            let grad = grads.get::<2>(network.out.weight.id).unwrap().sum().into_scalar::<f32>();
+            let values = [mean.into_scalar::<f32>(), grad];
+            assert_eq!(values.map(f32::is_nan), [step == 6; 2], "step {step}");
         }
-        assert!(matches!(recorder.state, State::Off));
     }
 }

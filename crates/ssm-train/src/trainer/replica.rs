@@ -97,7 +97,7 @@ impl<'a, T: Task> Replica<'a, T> {
             let input =
                 in_span!("upload", self.settled(|| self.task.input(batch, seed, &self.device)));
             #[cfg(feature = "cube")]
-            if let Some((loss, grads)) = in_span!("recorded", self.recorded(model, &input)) {
+            if let Some((loss, grads)) = in_span!("recorded", self.recorded(model, &input, seed)) {
                 sum.set(model, loss, grads);
                 continue;
             }
@@ -127,10 +127,10 @@ impl<'a, T: Task> Replica<'a, T> {
 
     /// Loss and gradient of a micro-batch, where they are replayed.
     #[cfg(feature = "cube")]
-    fn recorded(&self, model: &T::Model, input: &T::Input) -> Option<Recorded> {
+    fn recorded(&self, model: &T::Model, input: &T::Input, seed: u64) -> Option<Recorded> {
         let loss = |model: &T::Model, input| self.task.loss(model, input);
         let mut recorder = self.recorder.borrow_mut();
-        self.settled(|| recorder.differentiate(&self.device, model, input, loss))
+        self.settled(|| recorder.differentiate((&self.device, seed), model, input, loss))
     }
 
     /// Names of the samples that are to blame for a step: those of the micro-batches whose loss is not
@@ -181,8 +181,8 @@ impl<'a, T: Task> Replica<'a, T> {
             device: self.config.device.backend.clone(),
             message: format!("failed at step {step}: {error}"),
             hint: Some(
-                "continue with `--resume`; if memory ran out, a new run with a smaller \
-                 `train.batch_size` and more `train.accumulate` needs less"
+                "continue with `--resume`; if memory ran out, `device.record_steps=false` or a new run \
+                 with a smaller `train.batch_size` and more `train.accumulate` needs less"
                     .into(),
             ),
         }

@@ -79,7 +79,7 @@ pub fn linear_cross_entropy(
 pub struct Targets {
     values: Arc<[i32]>,
     /// The same, `[n]` in i32.
-    pub on_device: Tensor<1, Int>,
+    on_device: Tensor<1, Int>,
 }
 
 impl Targets {
@@ -88,6 +88,13 @@ impl Targets {
     pub fn new(values: Arc<[i32]>, device: &Device) -> Self {
         let data = TensorData::new(values.to_vec(), [values.len()]);
         Self { values, on_device: Tensor::from_data(data, (device, DType::I32)) }
+    }
+
+    /// With other memory in place of that on the device, `[n]` in i32. Where it holds other targets, as many
+    /// of them have to count, and accelerators take these; processors, and the checks of values, do not.
+    #[must_use]
+    pub fn map_on_device(self, map: impl FnOnce(Tensor<1, Int>) -> Tensor<1, Int>) -> Self {
+        Self { on_device: map(self.on_device), ..self }
     }
 
     /// How many there are.

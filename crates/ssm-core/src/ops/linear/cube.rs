@@ -50,7 +50,7 @@ const FEW_ROWS: usize = 4096;
 /// `[1, columns]`, of a few rows in a kernel of our own: Burn's gives all of them to one cube.
 fn sum_over_rows(x: CubeTensor) -> CubeTensor {
     let [n_rows, width]: [usize; 2] = x.shape().dims();
-    if x.dtype != DType::F32 || n_rows > FEW_ROWS {
+    if x.dtype != DType::F32 || n_rows > FEW_ROWS || width == 0 {
         return B::float_sum_dim(x, 0);
     }
     let [sum, _] = column_sums(&rows(x), n_rows, [width, 0]);

@@ -128,6 +128,9 @@ impl PointwiseOps for CubeBackend {
 
     fn dropped(x: FloatTensor<Self>, seed: IntTensor<Self>, options: Dropout) -> FloatTensor<Self> {
         check_device("dropout", &x, [x.dtype], 3);
+        if x.meta.num_elements() == 0 {
+            return x;
+        }
         let (x, seed) = (rows(x), rows(seed));
         let y = empty(&x, x.shape(), x.dtype);
         let len = x.meta.num_elements();
