@@ -462,3 +462,15 @@ fn every_file_is_valid_and_named_after_its_run() {
         assert!(text.contains("ublished"), "{}: no published number", path.display());
     }
 }
+
+/// The scores of a report come out again, for `ssm eval` on another device.
+#[test]
+fn a_made_up_task_is_scored_at_every_length_of_its_report() {
+    let data = "[induction_heads]\nseq_len = 16\nn_vocab = 8\ntest_lens = [16, 40]";
+    let (task, model) = task(&LmOptions::default(), data, |_| {});
+    let model = model.valid();
+    let scores = task.evaluate(&model, Split::Test).unwrap();
+    assert!(["accuracy_16", "accuracy_40"].iter().all(|name| scores.contains_key(*name)));
+    assert_eq!(scores, task.conclude(&model).unwrap().metrics);
+    assert!(task.evaluate(&model, Split::Valid).unwrap().contains_key("loss"));
+}

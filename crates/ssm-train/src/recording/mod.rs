@@ -443,6 +443,48 @@ mod tests {
         assert_eq!(run(true), run(false));
     }
 
+    /// Burn would remember each of them until something is differentiated: 5 MB in a thousand steps here.
+    #[test]
+    fn parameters_of_replayed_steps_are_forgotten() {
+        const ALONE: &str = "SSM_TEST_ALONE";
+        let Some(device) = crate::device::test_device() else { return };
+        if std::env::var_os(ALONE).is_none() {
+            // In a process of its own: what others allocate is none of its business.
+            let name = "recording::tests::parameters_of_replayed_steps_are_forgotten";
+            let program = std::env::current_exe().unwrap();
+            let ended = std::process::Command::new(program)
+                .args(["--exact", name])
+                .env(ALONE, "1")
+                .output()
+                .unwrap();
+            assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stdout));
+            return;
+        }
+        let device = device.autodiff();
+        let mut network = network(&device);
+        let config = Optim::Adam { lr: 1e-2, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0 };
+        let mut optimizer = optim::build(&config, &network, &device);
+        let mut recorder = Recorder::new(true);
+        let input = pairs(0, 4, &device);
+        let mut resident = Vec::new();
+        for step in 0..3000 {
+            let recorded = recorder.differentiate((&device, 0), &network, &input, loss);
+            let launched = || loss(&network, input.clone()).mean.backward();
+            let grads = match recorded {
+                Some((_, grads)) => grads,
+                None => GradientsParams::from_grads(launched(), &network),
+            };
+            network = optim::step(&mut optimizer, 1e-2, network, grads);
+            if step % 1000 == 999 {
+                device.sync().unwrap();
+                resident.extend(crate::machine::resident());
+            }
+        }
+        if let [_, before, after] = resident[..] {
+            assert!(after < before + (2 << 20), "{resident:?}");
+        }
+    }
+
     /// An input that says of itself whether it can be recorded.
     #[derive(Clone)]
     struct Marked(Pairs, bool);

@@ -1,5 +1,7 @@
 //! Launches of products by squares.
 
+#[cfg(any(feature = "vulkan", feature = "webgpu"))]
+use burn::backend::{CubeDevice, WgpuDeviceKind};
 use burn::{
     backend::TensorMetadata,
     tensor::{DType, Shape},
@@ -52,6 +54,16 @@ impl Sizes {
     }
 }
 
+/// Whether the compiler of the device is known to end: SwiftShader's does not, of SPIR-V (of WGSL it does).
+fn compiles(like: &CubeTensor) -> bool {
+    #[cfg(any(feature = "vulkan", feature = "webgpu"))]
+    if let CubeDevice::Wgpu(device) = &like.device {
+        return device.kind != WgpuDeviceKind::Cpu || like.client.name() != "wgpu<spirv>";
+    }
+    let _ = like;
+    true
+}
+
 /// Whether a product is one for [`product`].
 pub(in crate::ops::linear) fn is_faster(lhs: &CubeTensor, rhs: &CubeTensor) -> bool {
     let sizes = Sizes::of(lhs, rhs);
@@ -61,6 +73,7 @@ pub(in crate::ops::linear) fn is_faster(lhs: &CubeTensor, rhs: &CubeTensor) -> b
         && rhs.dtype == DType::F32
         && axes[0] == axes[1]
         && axes[0] <= 3
+        && compiles(lhs)
         && sizes.terms > 0
         && sizes.large_squares() <= MOST_SQUARES
         && cubes.into_iter().all(|cubes| (1..=MOST_CUBES).contains(&cubes))
