@@ -22,6 +22,7 @@ fn every_operation_passes_on_every_device() {
             "gelu",
             "neg_exp",
             "masked",
+            "dropped",
             "reverse",
             "layer_norm",
             "cross_entropy",

@@ -102,6 +102,7 @@ pub fn self_test(device: &Device) -> Vec<SelfTest> {
     suite.typed("gelu", "3x13x7", [BOUND, 6e-3], training::gelu);
     suite.typed("neg_exp", "3x13x7", [BOUND, 1.2e-2], training::neg_exp);
     suite.typed("masked", "3x13x7", [BOUND, 6e-3], training::masked);
+    suite.typed("dropped", "3x13x7", [BOUND, 6e-3], training::dropped);
     suite.typed("reverse", "3x13x7", [0.0, 0.0], training::reverse);
     let shape = format!("{rows}x{d_in}");
     suite.typed("layer_norm", &shape, [BOUND, 8e-3], |draw| training::layer_norm(rows, d_in, draw));

@@ -3,7 +3,7 @@
 use burn::{
     module::Param,
     nn::{LayerNormConfig, Linear},
-    tensor::{Bool, Device, Tensor, TensorData},
+    tensor::{Bool, DType, Device, Int, Tensor, TensorData},
 };
 
 use super::{Compared, Draw, Input, values, weighed};
@@ -254,6 +254,21 @@ pub(super) fn masked(draw: &mut Draw) -> Vec<Compared> {
     let grads = weighed(&y, &grad_y).backward();
     let [truth, grad] =
         [&x, &grad_y].map(|of| pointwise::host::masked(&of.values, &mask.values, SCALE));
+    vec![("y", values(&y), truth), ("grad_x", x.gradient(&grads), grad)]
+}
+
+pub(super) fn dropped(draw: &mut Draw) -> Vec<Compared> {
+    const SEED: [u32; 2] = [7, 11];
+    let (site, keep) = (3, 0.7);
+    let x = draw.input(SIZES, -3.0, 3.0);
+    let grad_y = draw.cotangent(SIZES);
+    let words = TensorData::from(SEED.map(u32::cast_signed));
+    let seed = Tensor::<1, Int>::from_data(words, (&draw.device, DType::I32));
+    let y = pointwise::dropped(x.tensor.clone(), seed, site, keep);
+    let grads = weighed(&y, &grad_y).backward();
+    let below = (keep * f64::from(u32::MAX)) as u32;
+    let [truth, grad] =
+        [&x, &grad_y].map(|of| pointwise::host::dropped(&of.values, SEED, site, below, 1.0 / keep));
     vec![("y", values(&y), truth), ("grad_x", x.gradient(&grads), grad)]
 }
 
