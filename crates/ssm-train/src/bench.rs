@@ -64,7 +64,7 @@ pub struct Measured {
     /// Median time of a step.
     pub step: Duration,
     /// Median time of each part of a step. On a GPU the time to hand over the work; `norm` waits for
-    /// it to be done.
+    /// it to be done. Of replayed steps the second part is the third too, which is then zero.
     pub parts: [(&'static str, Duration); 5],
     /// Samples a second.
     pub samples_per_sec: f64,
