@@ -344,11 +344,11 @@ impl ModuleVisitor for Scale<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(grad) = self.params.remove::<D>(param.id) else { return };
         #[cfg(feature = "cube")]
-        let scaled = self.kernels.push(grad.clone());
-        #[cfg(not(feature = "cube"))]
-        let scaled = None;
-        let scaled = scaled.unwrap_or_else(|| grad.mul_scalar(self.factor));
-        self.params.register::<D>(param.id, scaled);
+        if let Some(product) = self.kernels.push(grad.clone()) {
+            self.params.register::<D>(param.id, product);
+            return;
+        }
+        self.params.register::<D>(param.id, grad.mul_scalar(self.factor));
     }
 }
 
