@@ -38,6 +38,15 @@ impl Bag {
             patch_size: self.patch_size,
         }
     }
+
+    /// The bag with every feature times a factor of its own.
+    #[must_use]
+    pub fn scaled(mut self, factors: &[f32]) -> Self {
+        for row in self.features.chunks_mut(self.d_feature) {
+            row.iter_mut().zip(factors).for_each(|(value, factor)| *value *= factor);
+        }
+        self
+    }
 }
 
 /// What a model has to predict of a slide.

@@ -39,6 +39,12 @@ pub struct MilOptions {
     /// Whether training reads the instances of a bag in another random order every time, for data
     /// whose instances have none; evaluation keeps that of the file. Default false.
     pub shuffle_instances: bool,
+    /// Share of features that training sets to 0, the same ones in all instances of a bag and others
+    /// every time, `[0, 1)`; what is left is scaled up by `1 / (1 - share)`. Default 0.
+    pub feature_dropout: f64,
+    /// Share of the label of a training bag that is spread evenly over all classes, `[0, 1)`; not for
+    /// survival. Scores are of the true labels. Default 0.
+    pub label_smoothing: f64,
     /// Time bins of survival, 2..=64. Default 4 (published).
     pub n_bins: usize,
     /// Resamples of patients behind each confidence interval, 100..=1000000. Default 1000.
@@ -54,6 +60,8 @@ impl Default for MilOptions {
             class_weighted: false,
             standardise: false,
             shuffle_instances: false,
+            feature_dropout: 0.0,
+            label_smoothing: 0.0,
             n_bins: 4,
             bootstrap: 1000,
             split: SplitOptions::default(),
@@ -82,6 +90,15 @@ impl TaskConfig for MilConfig {
             if !(first..=last).contains(&value) {
                 let expected = format!("{first}..={last}");
                 issues.push(Issue::range(format!("task.mil.{name}"), &expected, value));
+            }
+        }
+        for (name, value) in [
+            ("feature_dropout", options.feature_dropout),
+            ("label_smoothing", options.label_smoothing),
+        ] {
+            if !(0.0..1.0).contains(&value) {
+                let path = format!("task.mil.{name}");
+                issues.push(Issue::range(path, "at least 0 and less than 1", value));
             }
         }
         if !(0.0..=0.9).contains(&split.valid) {
@@ -140,7 +157,8 @@ mod tests {
 
     #[test]
     fn every_value_out_of_range_is_listed() {
-        let options = "n_bins = 1\nbootstrap = 7\n[split]\nfolds = 1\nrepeats = 0\nvalid = 0.95";
+        let options = "n_bins = 1\nbootstrap = 7\nfeature_dropout = 1.0\nlabel_smoothing = -0.1\n\
+                       [split]\nfolds = 1\nrepeats = 0\nvalid = 0.95";
         let data = "[classic]\nvariant = \"musk1\"";
         assert_eq!(
             texts(
@@ -154,6 +172,8 @@ mod tests {
                 "`task.mil.bootstrap`: expected 100..=1000000, got `7`",
                 "`task.mil.split.folds`: expected 2..=1000, got `1`",
                 "`task.mil.split.repeats`: expected 1..=1000, got `0`",
+                "`task.mil.feature_dropout`: expected at least 0 and less than 1, got `1`",
+                "`task.mil.label_smoothing`: expected at least 0 and less than 1, got `-0.1`",
                 "`task.mil.split.valid`: expected 0 to 0.9, got `0.95`",
                 "`model.mamba_mil.d_model`: expected 1..=65536, got `0`",
                 "`model.mamba_mil.n_layer`: expected 1..=1024, got `0`",

@@ -49,7 +49,7 @@ use self::{
     data::DataConfig,
     model::{BagModel, BagModelConfig},
     scale::FeatureScaler,
-    splits::{Fold, Purpose, below, shuffle, stream},
+    splits::{Fold, Purpose, below, shuffle, stream, unit},
     survival::{TimeBins, hazard_loss},
 };
 use crate::{Example, HeatmapRequest, TaskEntry, data::KnownSet};
@@ -143,6 +143,10 @@ impl Task for MilTask {
                 return Err(refuse("task.mil.select", message.into()));
             }
             _ => {}
+        }
+        if of_survival && options.label_smoothing > 0.0 {
+            let message = format!("expected 0 for survival, got `{}`", options.label_smoothing);
+            return Err(refuse("task.mil.label_smoothing", message));
         }
         let findings = audit::fold_findings(&cohort, &fold, options);
         audit::refuse(&findings)?;
@@ -319,7 +323,15 @@ impl MilTask {
 
     /// The instances of a slide as training reads them, `sample` bags after its start.
     fn training_bag(&self, slide: usize, sample: u64) -> Result<Arc<Bag>, Error> {
-        let bag = self.bag(slide)?;
+        let mut bag = self.bag(slide)?;
+        let share = self.options.feature_dropout;
+        if share > 0.0 {
+            let mut rng = stream(self.seed_of_fold(), Purpose::Features, sample);
+            let kept = (1.0 / (1.0 - share)) as f32;
+            let mut draw = || if unit(&mut rng) < share { 0.0 } else { kept };
+            let factors: Vec<f32> = (0..bag.d_feature).map(|_| draw()).collect();
+            bag = Arc::new(Arc::unwrap_or_clone(bag).scaled(&factors));
+        }
         if !self.options.shuffle_instances {
             return Ok(bag);
         }
@@ -357,7 +369,15 @@ impl MilTask {
     /// Loss of one bag, shape `[1]`.
     fn loss_of(&self, logits: Tensor<1>, slide: usize) -> Tensor<1> {
         match self.cohort.slides[slide].target {
-            Target::Class(class) => -activation::log_softmax(logits, 0).narrow(0, class, 1),
+            Target::Class(class) => {
+                let losses = -activation::log_softmax(logits, 0);
+                let share = self.options.label_smoothing;
+                if share > 0.0 {
+                    losses.clone().narrow(0, class, 1) * (1.0 - share) + losses.mean() * share
+                } else {
+                    losses.narrow(0, class, 1)
+                }
+            }
             Target::Survival { time, event } => {
                 // Survival has bins; see `new`.
                 let bin = self.artifacts.bins.as_ref().map_or(0, |bins| bins.bin(time));

@@ -30,6 +30,8 @@ pub enum Purpose {
     Synthesis,
     /// The order of instances in a training bag.
     Instances,
+    /// The features of a training bag that are dropped.
+    Features,
 }
 
 /// Random numbers as a pure function of the arguments.

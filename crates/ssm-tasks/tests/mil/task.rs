@@ -296,6 +296,67 @@ fn instances_are_shuffled_in_training_alone_and_anew_in_every_epoch() {
 }
 
 #[test]
+fn features_are_dropped_in_training_alone_and_others_for_every_bag() {
+    if !data_is_here() {
+        return;
+    }
+    let (plain, model) = musk1(&options(""), 4, 1).unwrap();
+    let (dropped, _) = musk1(&options("feature_dropout = 0.3"), 4, 1).unwrap();
+    let losses = |task: &MilTask, epoch: u64| -> Vec<f32> {
+        let n = task.batches_per_epoch();
+        let batches = (epoch * n..(epoch + 1) * n).map(|index| task.batch(index).unwrap());
+        batches.flat_map(|batch| values(task.loss(&model, Host(batch)).mean)).collect()
+    };
+    let both = losses(&plain, 0).into_iter().zip(losses(&dropped, 0));
+    assert!(both.into_iter().all(|(plain, dropped)| plain != dropped));
+    assert_eq!(losses(&dropped, 1), losses(&dropped, 1));
+    let sum = |losses: Vec<f32>| losses.into_iter().map(f64::from).sum::<f64>();
+    assert_ne!(sum(losses(&dropped, 0)), sum(losses(&dropped, 1)));
+    for split in [Split::Train, Split::Valid, Split::Test] {
+        let [plain, dropped] = [&plain, &dropped].map(|task| task.evaluate(&model, split).unwrap());
+        assert_eq!(plain, dropped);
+    }
+}
+
+#[test]
+fn a_smoothed_label_mixes_the_losses_of_both_classes_in_training_alone() {
+    if !data_is_here() {
+        return;
+    }
+    let losses = |share: f64| -> Vec<f64> {
+        let text = format!("label_smoothing = {share}");
+        let (task, model) = musk1(&options(&text), 4, 1).unwrap();
+        let batches = (0..task.batches_per_epoch()).map(|index| task.batch(index).unwrap());
+        batches.map(|batch| f64::from(values(task.loss(&model, Host(batch)).mean)[0])).collect()
+    };
+    // With two classes, the loss `a` of one is `-ln(1 - exp(-a))` of the other.
+    for (plain, smoothed) in losses(0.0).into_iter().zip(losses(0.2)) {
+        let other = -(-(-plain).exp()).ln_1p();
+        let expected = 0.9 * plain + 0.1 * other;
+        assert!((smoothed - expected).abs() < 1e-5, "{smoothed} and {expected}");
+    }
+    let [plain, smoothed] = ["", "label_smoothing = 0.2"].map(|text| {
+        let (task, model) = musk1(&options(text), 4, 1).unwrap();
+        task.evaluate(&model, Split::Test).unwrap()
+    });
+    assert_eq!(plain, smoothed);
+}
+
+#[test]
+fn labels_of_survival_are_not_smoothed() {
+    let data: DataConfig = toml::from_str("[simulated_survival]").unwrap();
+    let settings = settings(1);
+    let options = options("label_smoothing = 0.1");
+    let made = MilTask::new(&options, &data, &model(MODELS[6]), &settings, &Device::flex());
+    let Err(error) = made else { panic!("accepted") };
+    assert_eq!(
+        error.report(),
+        "error: `task.mil.label_smoothing`: expected 0 for survival, got `0.1`\n \
+         --> configuration"
+    );
+}
+
+#[test]
 fn a_score_that_a_data_set_cannot_have_does_not_select() {
     if !data_is_here() {
         return;
