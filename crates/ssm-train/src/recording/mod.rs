@@ -29,6 +29,9 @@ const BEFORE: usize = 4;
 /// Of these the first, in which kernels are compiled and tuned.
 const COMPILING: usize = 2;
 
+/// Steps after which it is clear that they are long, and that none of them waited for others.
+const PATIENCE: usize = 32;
+
 /// Times that everything is computed before it is recorded, so that memory for all of it is at hand: none
 /// can be allocated while a record is made.
 const WARM_UPS: usize = 3;
@@ -87,7 +90,8 @@ impl Waiting {
         let shapes = rows.shapes();
         let is_alike = self.shapes == shapes;
         self.shapes = shapes;
-        (is_alike && self.steps >= BEFORE).then_some(self.shortest)
+        let is_known = self.shortest <= LONGEST || self.steps >= PATIENCE;
+        (is_alike && is_known && self.steps >= BEFORE).then_some(self.shortest)
     }
 }
 
