@@ -1,5 +1,7 @@
 //! The backward passes, registered once for every backend.
 
+use std::fmt;
+
 use burn::backend::{
     Backend,
     autodiff::{
@@ -13,11 +15,17 @@ use burn::backend::{
 
 use super::extension::{Dropout, PointwiseOps};
 
-#[derive(Debug)]
-struct Reverse;
+/// How the gradient of an input follows from what was kept and from the gradient of the output.
+struct OfInput<B: Backend, S>(fn(S, FloatTensor<B>) -> FloatTensor<B>);
 
-impl<B: Backend + PointwiseOps> Backward<B, 1> for Reverse {
-    type State = ();
+impl<B: Backend, S> fmt::Debug for OfInput<B, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OfInput")
+    }
+}
+
+impl<B: Backend, S: Clone + Send + fmt::Debug + 'static> Backward<B, 1> for OfInput<B, S> {
+    type State = S;
 
     fn backward(
         self,
@@ -27,141 +35,57 @@ impl<B: Backend + PointwiseOps> Backward<B, 1> for Reverse {
     ) {
         let grad = grads.consume::<B>(&ops.node);
         if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, B::reverse(grad));
+            grads.register::<B>(parent.id, (self.0)(ops.state, grad));
         }
     }
 }
 
-#[derive(Debug)]
-struct Gelu;
-
-impl<B: Backend + PointwiseOps> Backward<B, 1> for Gelu {
-    type State = FloatTensor<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, B::gelu_bwd(ops.state, grad));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct NegExp;
-
-impl<B: Backend + PointwiseOps> Backward<B, 1> for NegExp {
-    /// The output, which is its own derivative.
-    type State = FloatTensor<B>;
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, B::float_mul(grad, ops.state));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Masked;
-
-impl<B: Backend + PointwiseOps> Backward<B, 1> for Masked {
-    /// Mask and scale.
-    type State = (FloatTensor<B>, f32);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let (mask, scale) = ops.state;
-        if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, B::masked(grad, mask, scale));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Dropped;
-
-impl<B: Backend + PointwiseOps> Backward<B, 1> for Dropped {
-    /// What the mask is made of, again.
-    type State = (IntTensor<B>, Dropout);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, 1>,
-        grads: &mut Gradients,
-        _checkpointer: &mut Checkpointer,
-    ) {
-        let grad = grads.consume::<B>(&ops.node);
-        let (seed, options) = ops.state;
-        if let [Some(parent)] = ops.parents {
-            grads.register::<B>(parent.id, B::dropped(grad, seed, options));
-        }
+/// The output `y` of an operation on `x`, of which `kept` is what its backward pass needs.
+fn tracked<B: Backend, C: CheckpointStrategy, S: Clone + Send + fmt::Debug + 'static>(
+    x: FloatTensor<Autodiff<B, C>>,
+    y: FloatTensor<B>,
+    kept: S,
+    backward: fn(S, FloatTensor<B>) -> FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    match OfInput(backward).prepare::<C>([x.node()]).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => prep.finish(kept, y),
+        OpsKind::UnTracked(prep) => prep.finish(y),
     }
 }
 
 impl<B: Backend + PointwiseOps, C: CheckpointStrategy> PointwiseOps for Autodiff<B, C> {
     fn reverse(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let node = x.node();
         let y = B::reverse(x.primitive().clone());
-        match Backward::<B, 1>::prepare::<C>(Reverse, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        tracked::<B, C, _>(x, y, (), |(), grad| B::reverse(grad))
     }
 
     fn gelu_fwd(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let node = x.node();
-        let x = x.primitive().clone();
-        let y = B::gelu_fwd(x.clone());
-        match Backward::<B, 1>::prepare::<C>(Gelu, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(x, y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        let kept = x.primitive().clone();
+        let y = B::gelu_fwd(kept.clone());
+        tracked::<B, C, _>(x, y, kept, B::gelu_bwd)
     }
 
     fn gelu_bwd(_x: FloatTensor<Self>, _grad_y: FloatTensor<Self>) -> FloatTensor<Self> {
         panic!("gelu has first-order gradients only: its backward has no backward")
     }
 
+    /// The output is its own derivative.
     fn neg_exp(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        let node = x.node();
         let y = B::neg_exp(x.primitive().clone());
-        match Backward::<B, 1>::prepare::<C>(NegExp, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(y.clone(), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        tracked::<B, C, _>(x, y.clone(), y, |y, grad| B::float_mul(grad, y))
     }
 
     fn masked(x: FloatTensor<Self>, mask: FloatTensor<Self>, scale: f32) -> FloatTensor<Self> {
-        let node = x.node();
         let mask = mask.primitive().clone();
         let y = B::masked(x.primitive().clone(), mask.clone(), scale);
-        match Backward::<B, 1>::prepare::<C>(Masked, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((mask, scale), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        tracked::<B, C, _>(x, y, (mask, scale), |(mask, scale), grad| B::masked(grad, mask, scale))
     }
 
+    /// What the mask is made of is kept, and not the mask.
     fn dropped(x: FloatTensor<Self>, seed: IntTensor<Self>, options: Dropout) -> FloatTensor<Self> {
-        let node = x.node();
         let y = B::dropped(x.primitive().clone(), seed.clone(), options);
-        match Backward::<B, 1>::prepare::<C>(Dropped, [node]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish((seed, options), y),
-            OpsKind::UnTracked(prep) => prep.finish(y),
-        }
+        tracked::<B, C, _>(x, y, (seed, options), |(seed, options), grad| {
+            B::dropped(grad, seed, options)
+        })
     }
 }
