@@ -68,13 +68,21 @@ pub(super) fn cast(tensor: CubeTensor, dtype: DType) -> CubeTensor {
     }
     let from = rows(tensor);
     let to = empty(&from, from.meta.shape().clone(), dtype);
+    convert(from, &to);
+    to
+}
+
+/// Writes the numbers of `from` to `to`, both in row-major order and of as many elements, each in its own
+/// float type.
+pub(super) fn convert(from: CubeTensor, to: &CubeTensor) {
     let len = from.meta.num_elements();
+    // Buffers without elements cannot be bound everywhere: the past of a convolution of width one.
     if len == 0 {
-        return to;
+        return;
     }
     let vector = vector_size(len);
     let (count, dim) = independent(len / vector);
-    let dtypes = [elem(&from), elem(&to)];
+    let dtypes = [elem(&from), elem(to)];
     // SAFETY: the kernel checks the number of vectors, and `vector` divides the length of both.
     unsafe {
         kernels::converted::launch_unchecked(
@@ -88,7 +96,6 @@ pub(super) fn cast(tensor: CubeTensor, dtype: DType) -> CubeTensor {
             dtypes,
         );
     }
-    to
 }
 
 /// The element type a kernel is compiled for.

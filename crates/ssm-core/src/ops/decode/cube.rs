@@ -16,8 +16,8 @@ use super::{
 };
 use crate::ops::{
     cube::{
-        cast, check_device, check_len, dtypes_of, elem, empty, empty_f32, has_planes, independent,
-        is_cuda, rows, rows_f32, rows_f32_or, rows_or, vector_size,
+        cast, check_device, check_len, convert, dtypes_of, elem, empty, empty_f32, has_planes,
+        independent, is_cuda, rows, rows_f32, rows_f32_or, rows_or, vector_size,
     },
     primitive::Maybe,
 };
@@ -298,24 +298,7 @@ fn copy(from: CubeTensor, to: Maybe<B>, dtype: FloatDType) -> CubeTensor {
         }
         None => empty(&from, from.shape(), DType::from(dtype)),
     };
-    // Buffers without elements cannot be bound everywhere: the past of a convolution of width one.
-    if len == 0 {
-        return to;
-    }
-    let (count, dim) = independent(len);
-    let dtypes = [elem(&from), elem(&to)];
-    // SAFETY: units check their place, and both have `len` elements.
-    unsafe {
-        kernel::copy::launch_unchecked(
-            &to.client,
-            count,
-            dim,
-            from.into_tensor_arg(),
-            to.clone().into_tensor_arg(),
-            len,
-            dtypes,
-        );
-    }
+    convert(from, &to);
     to
 }
 

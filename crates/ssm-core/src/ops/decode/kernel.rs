@@ -427,19 +427,6 @@ pub(super) fn argmax<E: Float>(
     }
 }
 
-/// Copies `len` elements.
-#[cube(launch_unchecked)]
-pub(super) fn copy<F: Float, E: Float>(
-    from: &Tensor<F>,
-    to: &mut Tensor<E>,
-    len: usize,
-    #[define(F, E)] _dtypes: [ElemType; 2],
-) {
-    if ABSOLUTE_POS < len {
-        to[ABSOLUTE_POS] = E::cast_from(from[ABSOLUTE_POS]);
-    }
-}
-
 /// Copies `len` integers.
 #[cube(launch_unchecked)]
 pub(super) fn set(from: &Tensor<i32>, to: &mut Tensor<i32>, len: usize) {
