@@ -106,7 +106,9 @@ pub(in crate::ops::linear) fn product(
     let count = CubeCount::Static(across as u32, down as u32, sizes.matrices as u32);
     let dim = CubeDim::new_1d((UNITS * groups) as u32);
     let dtypes = [elem(&lhs), elem(&out)];
-    let of = |[matrix, line, term]: [usize; 3]| LayoutLaunch::new(matrix, line, term);
+    let of = |lines: usize, [matrix, line, term]: [usize; 3]| {
+        LayoutLaunch::new(lines, matrix, line, term)
+    };
     // SAFETY: what is read and written lies below the sizes, which are those of the tensors, and strides
     // are theirs too.
     unsafe {
@@ -118,11 +120,9 @@ pub(in crate::ops::linear) fn product(
             lhs.into_tensor_arg(),
             rhs.into_tensor_arg(),
             out.clone().into_tensor_arg(),
-            sizes.m,
-            sizes.n,
             sizes.terms,
-            of(of_lhs),
-            of(of_rhs),
+            of(sizes.m, of_lhs),
+            of(sizes.n, of_rhs),
             form,
             dtypes,
         );

@@ -23,11 +23,12 @@ const TERMS: usize = 32;
 /// Vectors of an operand that a unit loads at a time.
 const LOADS: usize = TERMS * SIDE / UNITS;
 
-/// How an operand lies in memory: elements from one matrix, line and term to the next. Lines are the rows
-/// of the left operand and the columns of the right one.
+/// How an operand lies in memory: its lines, which are the rows of the left operand and the columns of the
+/// right one, and elements from one matrix, line and term to the next.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub(super) struct Layout {
+    pub(super) lines: usize,
     pub(super) matrix: usize,
     pub(super) line: usize,
     pub(super) term: usize,
@@ -93,15 +94,14 @@ fn load<E: Float, V: Size>(
     from: &Tensor<E>,
     next: &mut Array<Vector<f32, V>>,
     layout: Layout,
-    lines: usize,
     terms: usize,
     first_line: usize,
     first_term: usize,
-    unit: usize,
     #[comptime] k: Form,
     #[comptime] by_terms: bool,
 ) {
     let first = CUBE_POS_Z as usize * layout.matrix;
+    let unit = UNIT_POS as usize % UNITS;
     #[unroll]
     for i in 0..LOADS {
         let (quad, term) = place(unit, i, k, by_terms);
@@ -111,7 +111,7 @@ fn load<E: Float, V: Size>(
         for s in 0..OWN {
             let line = first_line + quad * OWN + s;
             let mut value = 0.0f32;
-            if line < lines && term < terms {
+            if line < layout.lines && term < terms {
                 value = f32::cast_from(from[first + line * layout.line + term * layout.term]);
             }
             vector.insert(s, value);
@@ -126,14 +126,13 @@ pub(super) fn product<E: Float, O: Float, V: Size>(
     lhs: &Tensor<E>,
     rhs: &Tensor<E>,
     out: &mut Tensor<O>,
-    m: usize,
-    n: usize,
     terms: usize,
     of_lhs: Layout,
     of_rhs: Layout,
     #[comptime] k: Form,
     #[define(E, O)] _dtypes: [ElemType; 2],
 ) {
+    let (m, n) = (of_lhs.lines, of_rhs.lines);
     let unit = UNIT_POS as usize % UNITS;
     let group = UNIT_POS as usize / UNITS;
     let first_row = CUBE_POS_Y as usize * comptime!(k.tile());
@@ -152,19 +151,8 @@ pub(super) fn product<E: Float, O: Float, V: Size>(
     let (left_by_terms, right_by_terms) = comptime!((k.by_terms[0], k.by_terms[1]));
     let part = comptime!(k.terms());
     let mut first = group * part;
-    load::<E, V>(lhs, &mut next_left, of_lhs, m, terms, first_row, first, unit, k, left_by_terms);
-    load::<E, V>(
-        rhs,
-        &mut next_right,
-        of_rhs,
-        n,
-        terms,
-        first_column,
-        first,
-        unit,
-        k,
-        right_by_terms,
-    );
+    load::<E, V>(lhs, &mut next_left, of_lhs, terms, first_row, first, k, left_by_terms);
+    load::<E, V>(rhs, &mut next_right, of_rhs, terms, first_column, first, k, right_by_terms);
     // The same for all units, as all of them meet.
     let rounds = (terms + comptime!(k.groups * k.terms()) - 1) / comptime!(k.groups * k.terms());
     for _ in 0..rounds {
@@ -178,30 +166,8 @@ pub(super) fn product<E: Float, O: Float, V: Size>(
         sync_cube();
         // Under way while this part is added.
         first += comptime!(k.groups * k.terms());
-        load::<E, V>(
-            lhs,
-            &mut next_left,
-            of_lhs,
-            m,
-            terms,
-            first_row,
-            first,
-            unit,
-            k,
-            left_by_terms,
-        );
-        load::<E, V>(
-            rhs,
-            &mut next_right,
-            of_rhs,
-            n,
-            terms,
-            first_column,
-            first,
-            unit,
-            k,
-            right_by_terms,
-        );
+        load::<E, V>(lhs, &mut next_left, of_lhs, terms, first_row, first, k, left_by_terms);
+        load::<E, V>(rhs, &mut next_right, of_rhs, terms, first_column, first, k, right_by_terms);
         #[unroll]
         for term in 0..comptime!(k.terms()) {
             let at = staged + comptime!(term * k.pitch());
