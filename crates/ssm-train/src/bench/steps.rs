@@ -91,8 +91,7 @@ impl<'a, T: Task> Steps<'a, T> {
         let mut laps: Vec<[Duration; 5]> = Vec::new();
         let mut samples = Vec::new();
         #[cfg(feature = "cube")]
-        let mut recorder =
-            Recorder::new(config.train.accumulate == 1 && config.device.record_steps);
+        let mut recorder = Recorder::of(config, 1);
         // The lap that makes the record; those before it are launched one by one, those after it replayed.
         #[cfg_attr(not(feature = "cube"), expect(unused_mut, reason = "nothing is recorded"))]
         let mut recorded_at: Option<usize> = None;

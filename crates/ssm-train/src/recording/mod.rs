@@ -18,7 +18,10 @@ use burn::{
 };
 
 use self::cube::{Kept, Launches, Places, Rows};
-use crate::task::{Input, Loss};
+use crate::{
+    config::Config,
+    task::{Input, Loss, TaskConfig},
+};
 
 /// Steps that take longer keep their device busy, and what they need of its memory is better not held.
 const LONGEST: Duration = Duration::from_millis(30);
@@ -96,8 +99,15 @@ impl Waiting {
 }
 
 impl<I: Input> Recorder<I> {
+    /// Of a run of so many replicas. A record holds the gradient of one micro-batch, and needs the driver for
+    /// itself while it is made.
+    pub(crate) fn of<C: TaskConfig>(config: &Config<C>, replicas: usize) -> Self {
+        let is_alone = replicas == 1 && config.train.accumulate == 1;
+        Self::new(is_alone && config.device.record_steps)
+    }
+
     /// With `is_allowed` false nothing is ever recorded.
-    pub(crate) fn new(is_allowed: bool) -> Self {
+    fn new(is_allowed: bool) -> Self {
         let state = if is_allowed { State::Waiting(Waiting::new()) } else { State::Off };
         Self { state, records: 0 }
     }

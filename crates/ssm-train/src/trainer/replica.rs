@@ -60,12 +60,8 @@ impl<'a, T: Task> Replica<'a, T> {
         drop(turn);
         let in_turns = T::Config::draws_numbers(&config.model);
         let ahead = task.reader().map(Ahead::start).transpose()?.map(RefCell::new);
-        // A record holds the gradient of one micro-batch, and needs the driver for itself while it is made.
         #[cfg(feature = "cube")]
-        let recorder = {
-            let is_alone = collective.size() == 1 && config.train.accumulate == 1;
-            RefCell::new(Recorder::new(is_alone && config.device.record_steps))
-        };
+        let recorder = RefCell::new(Recorder::of(config, collective.size()));
         let replica = Self {
             config,
             task,
