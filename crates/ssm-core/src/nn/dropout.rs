@@ -16,7 +16,7 @@ use rand_chacha::{
     rand_core::{Rng, SeedableRng},
 };
 
-use crate::ops::pointwise::{dropped, masked};
+use crate::ops::pointwise::{dropped, host::draws_below, masked};
 
 thread_local! {
     /// The seed on accelerators and how many times it was drawn from, inside of [`seeded`].
@@ -91,7 +91,7 @@ fn key(device: &Device) -> u64 {
 
 /// `len` values, `1 / keep` with probability `keep` and else 0.
 fn mask(len: usize, keep: f64, key: u64) -> Vec<f32> {
-    let bound = (keep * f64::from(u32::MAX)) as u32;
+    let bound = draws_below(keep);
     let scale = (1.0 / keep) as f32;
     let mut rng = ChaCha8Rng::seed_from_u64(key);
     let mut words = vec![0; 4 * len];

@@ -56,6 +56,11 @@ pub fn draw(place: u32, site: u32, seed: [u32; 2]) -> u32 {
     mix(words.map(|word| word ^ (word >> 16)))[3]
 }
 
+/// What draws are less than with the probability `keep`.
+pub fn draws_below(keep: f64) -> u32 {
+    (keep * f64::from(u32::MAX)) as u32
+}
+
 /// `y = x * scale` where [`draw`] of the element is less than `below`, else 0; so is the gradient, of
 /// `grad_y`.
 pub fn dropped(x: &[f64], seed: [u32; 2], site: u32, below: u32, scale: f64) -> Vec<f64> {

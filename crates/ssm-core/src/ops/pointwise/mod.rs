@@ -114,7 +114,7 @@ pub fn dropped<const D: usize>(
     keep: f64,
 ) -> Tensor<D> {
     check_shape("dropout", "seed", seed.dims(), [("words", 2)]);
-    let below = (keep * f64::from(u32::MAX)) as u32;
+    let below = host::draws_below(keep);
     let options = Dropout { site, below, scale: (1.0 / keep) as f32 };
     let (x, seed) = (x.into_dispatch(), seed.into_dispatch());
     Tensor::from_dispatch(<Dispatch as PointwiseOps>::dropped(x, seed, options))

@@ -266,7 +266,7 @@ pub(super) fn dropped(draw: &mut Draw) -> Vec<Compared> {
     let seed = Tensor::<1, Int>::from_data(words, (&draw.device, DType::I32));
     let y = pointwise::dropped(x.tensor.clone(), seed, site, keep);
     let grads = weighed(&y, &grad_y).backward();
-    let below = (keep * f64::from(u32::MAX)) as u32;
+    let below = pointwise::host::draws_below(keep);
     let [truth, grad] =
         [&x, &grad_y].map(|of| pointwise::host::dropped(&of.values, SEED, site, below, 1.0 / keep));
     vec![("y", values(&y), truth), ("grad_x", x.gradient(&grads), grad)]
