@@ -29,10 +29,14 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Error> {
         let backend = device::resolve(&section.backend, section.index)?;
         found.retain(|found| found.backend == backend && found.index == section.index);
     }
+    let found: Vec<(Found, Result<(), Error>)> =
+        found.into_iter().map(|found| (found.clone(), found.open())).collect();
+    let open = found.iter().filter(|(_, opened)| opened.is_ok());
     let tested: Vec<(String, Vec<SelfTest>)> =
-        found.iter().map(|found| (found.to_string(), self_test(&found.device))).collect();
+        open.map(|(found, _)| (found.to_string(), self_test(&found.device))).collect();
     let tables = [program(), backends(), devices(&found), tests(&tested)];
     print_tables(&tables, args.json)?;
+    found.into_iter().try_for_each(|(_, opened)| opened)?;
     for (device, tests) in tested {
         let failed: Vec<&SelfTest> = tests.iter().filter(|test| !test.passed()).collect();
         if let Some(first) = failed.first() {
@@ -85,8 +89,12 @@ fn backends() -> Table {
     table("backends", &["backend", "state", "devices"], 2, rows)
 }
 
-fn devices(found: &[Found]) -> Table {
-    let row = |found: &Found| {
+fn devices(found: &[(Found, Result<(), Error>)]) -> Table {
+    let row = |(found, opened): &(Found, Result<(), Error>)| {
+        if opened.is_err() {
+            let cells = [&found.to_string(), "does not open", "-", "-", "-", "-"];
+            return cells.map(str::to_owned).to_vec();
+        }
         let memory = found.memory().map_or_else(|| "-".to_owned(), machine::readable);
         vec![
             found.to_string(),

@@ -58,7 +58,7 @@ pub fn resolve(name: &str, index: usize) -> Result<&'static str, Error> {
     #[cfg(feature = "cube")]
     kernels::keep();
     let error = |message: String, hint: String| Error::Device {
-        device: if index == 0 { name.to_owned() } else { format!("{name}:{index}") },
+        device: named(name, index),
         message,
         hint: Some(hint),
     };
@@ -128,7 +128,7 @@ pub(crate) fn cannot_compute(backend: &str, precision: Precision) -> Option<(Str
 pub fn open_for(name: &str, index: usize, precision: Precision) -> Result<Device, Error> {
     let backend = resolve(name, index)?;
     let refuse = |(message, hint): (String, String)| Error::Device {
-        device: if index == 0 { backend.to_owned() } else { format!("{backend}:{index}") },
+        device: named(backend, index),
         message: format!("`train.precision`: {message}"),
         hint: Some(hint),
     };
@@ -244,6 +244,14 @@ pub fn all() -> Vec<Found> {
 }
 
 impl Found {
+    /// Opens it, which everything that is asked of a card needs.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if its driver refuses.
+    pub fn open(&self) -> Result<(), Error> {
+        opened(self.backend, self.index, &self.device)
+    }
+
     fn is_processor(&self) -> bool {
         PROCESSORS.contains(&self.backend)
     }
@@ -305,16 +313,17 @@ pub fn count(backend: &str) -> usize {
 /// Opens the device that `[device]` asks for.
 ///
 /// # Errors
-/// As [`resolve`].
+/// As [`resolve`], and if its driver refuses.
 pub fn open(name: &str, index: usize) -> Result<Device, Error> {
     let backend = resolve(name, index)?;
     let device = device(backend, index).ok_or_else(|| Error::Device {
-        device: format!("{backend}:{index}"),
+        device: named(backend, index),
         message: "it was there a moment ago and is gone".into(),
         hint: Some(
             "list the devices with `ssm doctor`, and look into the log of the system".into(),
         ),
     })?;
+    opened(backend, index, &device)?;
     #[cfg(feature = "cube")]
     kernels::forgets(gpu::language(&device) == Some("WGSL"));
     if gpu::is_software(&device) {
@@ -325,6 +334,23 @@ pub fn open(name: &str, index: usize) -> Result<Device, Error> {
         });
     }
     Ok(device)
+}
+
+/// A device as an error names it.
+fn named(backend: &str, index: usize) -> String {
+    if index == 0 { backend.to_owned() } else { format!("{backend}:{index}") }
+}
+
+/// Opens a device that was found.
+fn opened(backend: &str, index: usize, device: &Device) -> Result<(), Error> {
+    if gpu::opens(device) {
+        return Ok(());
+    }
+    Err(Error::Device {
+        device: named(backend, index),
+        message: "its driver does not open it, for the reason above".into(),
+        hint: Some("see what else uses the card, or take another device: `ssm doctor`".into()),
+    })
 }
 
 /// What is said of a processor that plays a graphics card.

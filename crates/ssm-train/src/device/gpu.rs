@@ -2,7 +2,10 @@
 
 #[cfg(any(feature = "vulkan", feature = "webgpu"))]
 use std::sync::OnceLock;
-use std::sync::{Mutex, PoisonError};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Mutex, PoisonError},
+};
 
 #[cfg(any(feature = "vulkan", feature = "webgpu"))]
 use burn::backend::WgpuDeviceKind;
@@ -86,6 +89,12 @@ pub(super) fn name(device: &Device) -> Option<String> {
     Some(device.identity()?.name)
 }
 
+/// Opens the device, unless its driver refuses. CubeCL panics then, on a thread of its own whose message is
+/// on standard error, and may be asked again.
+pub(super) fn opens(device: &Device) -> bool {
+    catch_unwind(AssertUnwindSafe(|| client(device))).is_ok()
+}
+
 /// Opens the device; `None` for one of another kind.
 fn client(device: &Device) -> Option<Client> {
     match device.as_dispatch() {
@@ -132,4 +141,20 @@ fn graphics_driver(name: &str) -> Option<String> {
     let info = adapters.iter().map(wgpu::Adapter::get_info).find(|info| info.name == name)?;
     let text = [info.driver, info.driver_info].join(" ");
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+#[cfg(all(test, feature = "webgpu"))]
+mod tests {
+    use burn::tensor::DeviceKind;
+
+    use super::*;
+
+    #[test]
+    fn a_card_that_does_not_open_is_no_panic() {
+        let Some(device) = crate::device::test_device() else { return };
+        let missing = Device::wgpu(DeviceKind::DiscreteGpu(99));
+        assert!(!opens(&missing));
+        assert!(!opens(&missing));
+        assert!(opens(&device));
+    }
 }

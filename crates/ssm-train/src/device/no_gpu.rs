@@ -6,6 +6,10 @@ pub(super) fn devices(_backend: &str) -> Vec<Device> {
     Vec::new()
 }
 
+pub(super) fn opens(_device: &Device) -> bool {
+    true
+}
+
 pub(super) fn is_software(_device: &Device) -> bool {
     false
 }
