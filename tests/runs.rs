@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::{DEBUG, Desk, known_hours, published_data, root};
+use crate::support::{DEBUG, Desk, known_hours, published_data, root, rows};
 
 #[test]
 fn a_run_prints_a_table_and_leaves_everything_behind() {
@@ -39,37 +39,6 @@ fn a_run_prints_a_table_and_leaves_everything_behind() {
     let again = Desk::new();
     again.trained(&run.join("config.toml").display().to_string(), &[]);
     assert_eq!(rows(&again.path("debug")), rows(&run));
-}
-
-/// Recorded by version 0.1.0. Another processor adds up in another order, which changes the last digits;
-/// an operation, an initial value or an order of samples that changed is seen by far.
-#[test]
-fn losses_are_the_recorded_ones() {
-    let recorded = fs::read_to_string(root().join("tests/golden/losses.json")).unwrap();
-    let recorded: Value = serde_json::from_str(&recorded).unwrap();
-    let steps = ["--set", "train.steps=50", "--set", "train.eval_every_steps=50"];
-    let epochs = ["--set", "train.epochs=2", "--set", "run.fold=0"];
-    for (task, length, run) in
-        [("forecasting", steps, "x"), ("lm", steps, "x"), ("mil", epochs, "x/fold_00")]
-    {
-        let desk = Desk::new();
-        let more = ["--set", "run.name=x", "--set", "log.every_steps=10"];
-        let config = format!("configs/{task}/debug.toml");
-        desk.trained(&config, &[&length[..], &more].concat());
-        let rows = rows(&desk.path(run));
-        let losses: Vec<(u64, f64)> = rows
-            .iter()
-            .filter(|row| row["split"] == "train")
-            .map(|row| (row["step"].as_u64().unwrap(), row["loss"].as_f64().unwrap()))
-            .collect();
-        let expected: Vec<(u64, f64)> = serde_json::from_value(recorded[task].clone()).unwrap();
-        assert_eq!(losses.len(), expected.len(), "{task}");
-        for (got, expected) in losses.iter().zip(&expected) {
-            assert_eq!(got.0, expected.0, "{task}");
-            let error = (got.1 - expected.1).abs() / expected.1;
-            assert!(error < 5e-3, "{task}: {got:?}, recorded {expected:?}");
-        }
-    }
 }
 
 #[test]
@@ -273,17 +242,4 @@ fn etth1_trains_where_the_data_is_at_hand() {
     let windows = "windows: 8449 training, 2785 validation, 2785 test";
     assert!(ended.stderr.contains(windows), "{}", ended.stderr);
     assert!(ended.stdout.contains("s_mamba"), "{}", ended.stdout);
-}
-
-/// `metrics.jsonl` without measured times.
-fn rows(run: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let row = |line: &str| {
-        let mut row: Value = serde_json::from_str(line).unwrap();
-        for measured in ["elapsed_secs", "samples_per_sec", "tokens_per_sec"] {
-            row.as_object_mut().unwrap().remove(measured);
-        }
-        row
-    };
-    text.lines().map(row).collect()
 }

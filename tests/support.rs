@@ -6,6 +6,7 @@ use std::{
     process::Command,
 };
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// A small S-Mamba on the data of the repository.
@@ -107,4 +108,17 @@ pub(crate) fn known_hours(n_rows: usize) -> String {
     let mut text = String::new();
     std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*bytes), &mut text).unwrap();
     text.lines().take(1 + n_rows).map(|line| format!("{line}\n")).collect()
+}
+
+/// `metrics.jsonl` without measured times.
+pub(crate) fn rows(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let row = |line: &str| {
+        let mut row: Value = serde_json::from_str(line).unwrap();
+        for measured in ["elapsed_secs", "samples_per_sec", "tokens_per_sec"] {
+            row.as_object_mut().unwrap().remove(measured);
+        }
+        row
+    };
+    text.lines().map(row).collect()
 }
