@@ -2,22 +2,17 @@
 
 use std::cell::RefCell;
 
-use burn::tensor::Tensor;
-use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
-use cubecl::{CubeCount, CubeDim, prelude::SequenceArg};
-
 use super::{
     Factors,
     kernel::{ScalarsLaunch, adam_step, adam_steps},
 };
-use crate::cube::{UNITS, bindings, independent, rows, vector_size};
+use crate::cube::{Several, independent, rows, vector_size};
+use burn::tensor::Tensor;
+use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 
 /// Elements from which a parameter has a launch of its own: less work than that takes no longer than to
 /// launch it.
 const LARGE: usize = 1 << 18;
-
-/// Most parameters of a launch.
-const GROUP: usize = 16;
 
 /// The tensor in row-major order, in memory that nothing else reads.
 fn owned<const D: usize>(tensor: Tensor<D>) -> CubeTensor {
@@ -61,58 +56,35 @@ pub(super) fn together<T>(steps: impl FnOnce() -> T) -> T {
     out
 }
 
-/// Launches steps with equal factors and vectors in groups of parameters of about the same length.
+/// Launches steps with equal factors and vectors together.
 fn launch_all(mut waiting: Vec<Waiting>) {
-    waiting.sort_by_key(|step| step.len());
+    let vector = |step: &Waiting| vector_size(step.tensors[0].meta.num_elements());
     while let Some(first) = waiting.first() {
-        let most = (bindings(&first.tensors[0]) / first.tensors.len()).clamp(1, GROUP);
-        let (factors, vector) = (first.factors, vector_size(first.len()));
-        let mut group = Vec::new();
-        let mut others = Vec::new();
-        for step in waiting {
-            let fits = step.factors == factors && vector_size(step.len()) == vector;
-            if fits && group.len() < most { group.push(step) } else { others.push(step) }
+        let (factors, size) = (first.factors, vector(first));
+        let alike = |step: &Waiting| step.factors == factors && vector(step) == size;
+        let (alike, others) = waiting.into_iter().partition(alike);
+        let alike: Vec<Waiting> = alike;
+        let mut steps: Vec<_> = alike.into_iter().map(|step| step.tensors).collect();
+        for several in Several::launches(&mut steps) {
+            let (count, dim) = several.grid();
+            // SAFETY: units check their place against the number of vectors of their parameter, whose four
+            // tensors are contiguous and of one length.
+            unsafe {
+                adam_steps::launch_unchecked(
+                    several.client(),
+                    count,
+                    dim,
+                    several.vector,
+                    several.tensors(0),
+                    several.tensors(1),
+                    several.tensors(2),
+                    several.tensors(3),
+                    several.lens(),
+                    factors.scalars(),
+                );
+            }
         }
-        launch_group(&factors, vector, group);
         waiting = others;
-    }
-}
-
-impl Waiting {
-    fn len(&self) -> usize {
-        self.tensors[0].meta.num_elements()
-    }
-}
-
-/// One launch; all lengths are multiples of `vector`.
-fn launch_group(factors: &Factors, vector: usize, group: Vec<Waiting>) {
-    let Some(longest) = group.iter().map(Waiting::len).max() else { return };
-    let client = group[0].tensors[0].client.clone();
-    let cubes = (longest / vector).div_ceil(UNITS).max(1) as u32;
-    let count = CubeCount::Static(cubes, group.len() as u32, 1);
-    let [mut w, mut m, mut v, mut grad] = [(); 4].map(|()| SequenceArg::new());
-    let mut lens = SequenceArg::new();
-    for step in group {
-        lens.push(step.len() / vector);
-        for (to, tensor) in [&mut w, &mut m, &mut v, &mut grad].into_iter().zip(step.tensors) {
-            to.push(tensor.into_tensor_arg());
-        }
-    }
-    // SAFETY: the kernel checks its unit against the number of vectors of its parameter; its four tensors
-    // are contiguous and of the same length, which `vector` divides.
-    unsafe {
-        adam_steps::launch_unchecked(
-            &client,
-            count,
-            CubeDim::new_1d(UNITS as u32),
-            vector,
-            w,
-            m,
-            v,
-            grad,
-            lens,
-            factors.scalars(),
-        );
     }
 }
 

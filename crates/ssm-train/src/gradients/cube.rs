@@ -2,13 +2,10 @@
 
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::{CubeBackend, ops::numeric::empty_device_contiguous_dtype, tensor::CubeTensor};
-use cubecl::{CubeCount, CubeDim, prelude::SequenceArg};
+use cubecl::{CubeCount, CubeDim};
 
 use super::kernel::{scaled, squares};
-use crate::cube::{UNITS, bindings, rows, vector_size};
-
-/// Most tensors of one launch.
-const GROUP: usize = 16;
+use crate::cube::{Several, UNITS, rows};
 
 /// Elements that a cube adds up at least, unless there are less.
 const PIECE: usize = 1 << 14;
@@ -22,13 +19,7 @@ const LARGE: usize = 1 << 20;
 /// Tensors whose squares are to be added.
 #[derive(Default)]
 pub(super) struct Squares {
-    tensors: Vec<CubeTensor>,
-}
-
-/// The tensors of one launch and how many cubes, which leave a sum each, it gives every one of them.
-struct Group<'a> {
-    tensors: &'a [CubeTensor],
-    cubes: usize,
+    tensors: Vec<[CubeTensor; 1]>,
 }
 
 impl Squares {
@@ -36,7 +27,7 @@ impl Squares {
     pub(super) fn push<const D: usize>(&mut self, tensor: Tensor<D>) -> bool {
         let Some(tensor) = rows(tensor) else { return false };
         if tensor.meta.num_elements() > 0 {
-            self.tensors.push(tensor);
+            self.tensors.push([tensor]);
         }
         true
     }
@@ -46,56 +37,37 @@ impl Squares {
     /// How the squares are parted among them depends on the shapes only, so equal gradients have
     /// equal norms.
     pub(super) fn sums(mut self) -> Option<Tensor<1>> {
-        // Tensors of one launch get as many cubes as the largest of them needs.
-        self.tensors.sort_by_key(|tensor| tensor.meta.num_elements());
-        let group = GROUP.min(self.tensors.first().map_or(1, |tensor| bindings(tensor) - 1));
-        let groups: Vec<Group> = self.tensors.chunks(group).map(Group::new).collect();
-        let n_sums: usize = groups.iter().map(|group| group.cubes * group.tensors.len()).sum();
-        let like = self.tensors.first()?;
+        let [like] = self.tensors.first()?;
         let (client, device) = (like.client.clone(), like.device.clone());
+        // Each with the cubes that it gives to every tensor, which leave a sum each.
+        let launches = Several::launches(&mut self.tensors).map(|several| {
+            let cubes = (several.longest() * several.vector).div_ceil(PIECE).clamp(1, MAX_CUBES);
+            (several, cubes)
+        });
+        let launches: Vec<_> = launches.collect();
+        let n_sums: usize = launches.iter().map(|(several, cubes)| cubes * several.n_rows()).sum();
         let sums = empty_device_contiguous_dtype(client, device, Shape::from([n_sums]), DType::F32);
         let mut offset = 0;
-        for group in groups {
-            group.launch(&sums, offset);
-            offset += group.cubes * group.tensors.len();
+        for (several, cubes) in launches {
+            let count = CubeCount::Static(cubes as u32, several.n_rows() as u32, 1);
+            // SAFETY: units check their position against the length of their tensor, and `sums` has a
+            // place for every cube behind `offset`.
+            unsafe {
+                squares::launch_unchecked(
+                    several.client(),
+                    count,
+                    CubeDim::new_1d(UNITS as u32),
+                    several.vector,
+                    several.tensors(0),
+                    several.lens(),
+                    sums.clone().into_tensor_arg(),
+                    offset,
+                    UNITS,
+                );
+            }
+            offset += cubes * several.n_rows();
         }
         Some(Tensor::from_primitive::<CubeBackend>(sums))
-    }
-}
-
-impl<'a> Group<'a> {
-    fn new(tensors: &'a [CubeTensor]) -> Self {
-        let lens = tensors.iter().map(|tensor| tensor.meta.num_elements());
-        let longest = lens.max().unwrap_or(0);
-        Self { tensors, cubes: longest.div_ceil(PIECE).clamp(1, MAX_CUBES) }
-    }
-
-    fn launch(&self, sums: &CubeTensor, offset: usize) {
-        let lens = || self.tensors.iter().map(|tensor| tensor.meta.num_elements());
-        // A divisor of every length is one of their bits together.
-        let vector = vector_size(lens().fold(0, |bits, len| bits | len));
-        let mut tensors = SequenceArg::new();
-        let mut vectors = SequenceArg::new();
-        for tensor in self.tensors {
-            vectors.push(tensor.meta.num_elements() / vector);
-            tensors.push(tensor.clone().into_tensor_arg());
-        }
-        let count = CubeCount::Static(self.cubes as u32, self.tensors.len() as u32, 1);
-        // SAFETY: units check their position against the length of their tensor, `vector` divides it,
-        // and `sums` has a place for every cube behind `offset`.
-        unsafe {
-            squares::launch_unchecked(
-                &sums.client,
-                count,
-                CubeDim::new_1d(UNITS as u32),
-                vector,
-                tensors,
-                vectors,
-                sums.clone().into_tensor_arg(),
-                offset,
-                UNITS,
-            );
-        }
     }
 }
 
@@ -126,37 +98,19 @@ impl Scaling {
     }
 
     pub(super) fn launch(mut self, factor: f64) {
-        let len = |[from, _]: &[CubeTensor; 2]| from.meta.num_elements();
-        // Tensors of one launch get as many cubes as the largest of them needs.
-        self.pairs.sort_by_key(len);
-        let group = self.pairs.first().map_or(1, |[from, _]| GROUP.min(bindings(from) / 2).max(1));
-        for pairs in self.pairs.chunks(group) {
-            // A divisor of every length is one of their bits together.
-            let vector = vector_size(pairs.iter().map(len).fold(0, |bits, len| bits | len));
-            let longest = pairs.iter().map(len).max().unwrap_or_default();
-            let client = pairs[0][0].client.clone();
-            let [mut from, mut to] = [(); 2].map(|()| SequenceArg::new());
-            let mut lens = SequenceArg::new();
-            for pair in pairs {
-                lens.push(len(pair) / vector);
-                for (argument, tensor) in [&mut from, &mut to].into_iter().zip(pair) {
-                    argument.push(tensor.clone().into_tensor_arg());
-                }
-            }
-            let cubes = (longest / vector).div_ceil(UNITS) as u32;
-            let count = CubeCount::Static(cubes, pairs.len() as u32, 1);
-            let dim = CubeDim::new_1d(UNITS as u32);
-            // SAFETY: units check their position against the length of their tensor, which `vector`
-            // divides; both tensors of a pair have it, and are contiguous.
+        for several in Several::launches(&mut self.pairs) {
+            let (count, dim) = several.grid();
+            // SAFETY: units check their position against the length of their tensors; both of a pair have
+            // it, and are contiguous.
             unsafe {
                 scaled::launch_unchecked(
-                    &client,
+                    several.client(),
                     count,
                     dim,
-                    vector,
-                    from,
-                    to,
-                    lens,
+                    several.vector,
+                    several.tensors(0),
+                    several.tensors(1),
+                    several.lens(),
                     factor as f32,
                 );
             }
@@ -177,7 +131,7 @@ mod tests {
         let mut squares = Squares::default();
         let mut expected = 0.0;
         // Odd lengths, more tensors than a launch takes, and more pieces than one.
-        let many = (0..GROUP).map(|i| 10 + i);
+        let many = (0..20).map(|i| 10 + i);
         let lens = [1, 3, 64, 3 * PIECE + 5, 100, 7, 5000, 12, MAX_CUBES * PIECE + 1];
         for len in lens.into_iter().chain(many) {
             let values: Vec<f32> = (0..len).map(|i| ((i * 37 + len) % 101) as f32 / 50.0).collect();
@@ -195,7 +149,7 @@ mod tests {
     fn products_of_several_launches_are_those_of_each() {
         let Some(device) = crate::device::test_device() else { return };
         let mut scaling = Scaling::default();
-        let many = (0..GROUP).map(|i| 10 + i);
+        let many = (0..20).map(|i| 10 + i);
         let products = [1, 3, 64, 5000, 100_000].into_iter().chain(many).map(|len| {
             let values: Vec<f32> = (0..len).map(|i| ((i * 37 + len) % 101) as f32 - 50.0).collect();
             let expected: Vec<f32> = values.iter().map(|x| x * 0.375).collect();

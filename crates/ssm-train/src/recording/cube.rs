@@ -10,15 +10,13 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 use cubecl::{
-    CubeCount, CubeDim,
     client::{Client, Graph},
-    prelude::SequenceArg,
     server::BufferBinding,
 };
 
 use super::kernel::copy_words;
 use crate::{
-    cube::{UNITS, bindings},
+    cube::{Several, UNITS},
     task::{Input, InputMapper},
 };
 
@@ -160,25 +158,23 @@ impl Kept {
 
     /// Writes the values of tensors that fit.
     pub(super) fn fill(&self, rows: Rows) {
-        let pairs: Vec<_> = rows.tensors.into_iter().zip(&self.rows).collect();
-        let most = pairs.first().map_or(1, |(from, _)| (bindings(from) / 2).max(1));
-        for pairs in pairs.chunks(most) {
-            let len = |(from, _): &(CubeTensor, &CubeTensor)| from.meta.num_elements();
-            let longest = pairs.iter().map(len).max().unwrap_or_default();
-            let client = pairs[0].0.client.clone();
-            let [mut from, mut to] = [(); 2].map(|()| SequenceArg::new());
-            let mut lens = SequenceArg::new();
-            for pair in pairs {
-                lens.push(len(pair));
-                from.push(pair.0.clone().into_tensor_arg());
-                to.push(pair.1.clone().into_tensor_arg());
-            }
-            let cubes = longest.div_ceil(UNITS).max(1) as u32;
-            let count = CubeCount::Static(cubes, pairs.len() as u32, 1);
-            let dim = CubeDim::new_1d(UNITS as u32);
+        let pairs = rows.tensors.into_iter().zip(&self.rows);
+        let mut pairs: Vec<_> = pairs.map(|(from, to)| [from, to.clone()]).collect();
+        for several in Several::of_elements(&mut pairs) {
+            let (count, dim) = several.grid();
+            let [from, to] = [0, 1].map(|n| several.tensors(n));
             // SAFETY: units check their place against the length of their tensors, which `fits` found to
             // be equal; both are contiguous and their elements are words.
-            unsafe { copy_words::launch_unchecked(&client, count, dim, from, to, lens) };
+            unsafe {
+                copy_words::launch_unchecked(
+                    several.client(),
+                    count,
+                    dim,
+                    from,
+                    to,
+                    several.lens(),
+                );
+            }
         }
     }
 }
