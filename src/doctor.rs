@@ -1,5 +1,7 @@
 //! `ssm doctor`: what this binary finds on this machine, and whether it computes what it should.
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use ssm_tasks::{SelfTest, self_test};
 use ssm_train::{
@@ -11,6 +13,9 @@ use ssm_train::{
 };
 
 use crate::{device_section, print_tables};
+
+/// Longest time without a word, where kernels are compiled.
+const SILENCE: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub(crate) struct DoctorArgs {
@@ -32,8 +37,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Error> {
     let found: Vec<(Found, Result<(), Error>)> =
         found.into_iter().map(|found| (found.clone(), found.open())).collect();
     let open = found.iter().filter(|(_, opened)| opened.is_ok());
-    let tested: Vec<(String, Vec<SelfTest>)> =
-        open.map(|(found, _)| (found.to_string(), self_test(&found.device))).collect();
+    let tested: Vec<(String, Vec<SelfTest>)> = open.map(|(found, _)| tested(found)).collect();
     let tables = [program(), backends(), devices(&found), tests(&tested)];
     print_tables(&tables, args.json)?;
     found.into_iter().try_for_each(|(_, opened)| opened)?;
@@ -57,6 +61,22 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The self-tests of a device by its name; says now and then how far they are.
+fn tested(found: &Found) -> (String, Vec<SelfTest>) {
+    let (mut n_ended, mut said) = (0, Instant::now());
+    let tests = self_test(&found.device, |test| {
+        n_ended += 1;
+        if said.elapsed() > SILENCE {
+            tracing::info!(
+                "self-tests of `{found}`: {n_ended} so far, the last one of `{}`",
+                test.op
+            );
+            said = Instant::now();
+        }
+    });
+    (found.to_string(), tests)
 }
 
 fn table(title: &str, columns: &[&str], names: usize, rows: Vec<Vec<String>>) -> Table {

@@ -10,7 +10,9 @@ fn every_operation_passes_on_every_device() {
     let mut devices = devices();
     devices[0].1 = devices[0].1.clone().autodiff();
     for (name, device) in devices {
-        let tests = self_test(&device);
+        let mut n_ended = 0;
+        let tests = self_test(&device, |_| n_ended += 1);
+        assert_eq!(n_ended, tests.len());
         let mut ops: Vec<&str> = tests.iter().map(|test| test.op).collect();
         ops.dedup();
         let expected = [

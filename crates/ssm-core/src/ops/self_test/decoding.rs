@@ -19,7 +19,7 @@ const D_OUT: usize = 130;
 const CHANNELS: usize = 65;
 const D_CONV: usize = 4;
 
-pub(super) fn add_to(suite: &mut Suite) {
+pub(super) fn add_to(suite: &mut Suite<'_>) {
     let device = suite.device.clone().without_autodiff();
     let on_device = |run: fn(&mut Draw) -> Vec<Compared>| {
         let device = device.clone();

@@ -60,10 +60,10 @@ const MATRIX_BOUND: f64 = 2e-3;
 /// Runs every operation forwards and backwards on `device` and compares it to its specification, also in
 /// the types of half precision that the device computes in.
 ///
-/// The device may be one with or without autodiff. A panic of the backend is part of the result.
-#[must_use]
-pub fn self_test(device: &Device) -> Vec<SelfTest> {
-    let mut suite = Suite::new(device);
+/// The device may be one with or without autodiff. A panic of the backend is part of the result. `ended` hears
+/// of each test at its end: all of them take minutes where kernels are compiled first.
+pub fn self_test(device: &Device, mut ended: impl FnMut(&SelfTest)) -> Vec<SelfTest> {
+    let mut suite = Suite::new(device, &mut ended);
     // With and without a tail behind the tiles of every kernel, and one sequence that is cut.
     for [batch, seq_len, d_inner, d_state, n_groups] in
         [[2, 128, 64, 16, 1], [3, 97, 5, 4, 1], [1, 600, 32, 16, 2]]
@@ -116,20 +116,21 @@ pub fn self_test(device: &Device) -> Vec<SelfTest> {
 }
 
 /// What was tested so far on a device.
-struct Suite {
+struct Suite<'a> {
     /// With autodiff.
     device: Device,
     dtypes: Vec<FloatDType>,
     tests: Vec<SelfTest>,
+    ended: &'a mut dyn FnMut(&SelfTest),
 }
 
-impl Suite {
-    fn new(device: &Device) -> Self {
+impl<'a> Suite<'a> {
+    fn new(device: &Device, ended: &'a mut dyn FnMut(&SelfTest)) -> Self {
         let device = if device.is_autodiff() { device.clone() } else { device.clone().autodiff() };
         let half = [FloatDType::BF16, FloatDType::F16];
         let half = half.into_iter().filter(|dtype| device.supports_dtype(*dtype));
         let dtypes = [FloatDType::F32].into_iter().chain(half).collect();
-        Self { device, dtypes, tests: Vec::new() }
+        Self { device, dtypes, tests: Vec::new(), ended }
     }
 
     /// Tests an operation in every type that the device computes in: bounds are those of f32 and of half
@@ -147,8 +148,14 @@ impl Suite {
                 _ => (format!("{shape}, {}", format!("{dtype:?}").to_lowercase()), half),
             };
             let run = || run(&mut Draw::new(dtype, &self.device));
-            self.tests.push(measure(op, shape, bound, run));
+            let test = measure(op, shape, bound, run);
+            self.add(test);
         }
+    }
+
+    fn add(&mut self, test: SelfTest) {
+        (self.ended)(&test);
+        self.tests.push(test);
     }
 
     /// Tests an operation in f32 alone.
@@ -160,7 +167,8 @@ impl Suite {
         run: impl Fn(&mut Draw) -> Vec<Compared>,
     ) {
         let run = || run(&mut Draw::new(FloatDType::F32, &self.device));
-        self.tests.push(measure(op, shape.to_owned(), bound, run));
+        let test = measure(op, shape.to_owned(), bound, run);
+        self.add(test);
     }
 }
 
