@@ -4,8 +4,11 @@
 
 mod damage;
 mod faults;
+mod files;
 mod replicas;
+mod stops;
 mod toy;
+mod versions;
 
 use std::{
     os::unix::process::ExitStatusExt,
@@ -428,4 +431,20 @@ fn overwrite(path: &std::path::Path, bytes: &[u8]) {
         reason = "tests play the part of a crash and of a bad disk"
     )]
     std::fs::write(path, bytes).unwrap();
+}
+
+/// Five thousand steps take no more memory than the first thousand.
+#[test]
+fn a_soak_of_five_thousand_steps_holds_memory_flat() {
+    let dir = tempfile::tempdir().unwrap();
+    let run_to = |steps: u64| {
+        let steps = format!("train.steps={steps}");
+        let more = ["train.eval_every_steps=100", "checkpoint.every_steps=100", &steps];
+        let config = config(dir.path(), "x", &[&more[..], &["model.width=256"]].concat());
+        run(&config, steps != "train.steps=1000", &[]).unwrap();
+        ssm_train::machine::resident().unwrap()
+    };
+    let resident: Vec<u64> = (1..=5).map(|thousand| run_to(thousand * 1000)).collect();
+    let grown = resident[4].saturating_sub(resident[0]);
+    assert!(grown < 8 << 20, "{resident:?}");
 }
