@@ -115,7 +115,7 @@ pub(crate) fn rows(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let row = |line: &str| {
         let mut row: Value = serde_json::from_str(line).unwrap();
-        for measured in ["elapsed_secs", "samples_per_sec", "tokens_per_sec"] {
+        for measured in ["elapsed_secs", "samples_per_sec", "tokens_per_sec", "mfu"] {
             row.as_object_mut().unwrap().remove(measured);
         }
         row

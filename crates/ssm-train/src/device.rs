@@ -483,4 +483,19 @@ mod tests {
              hint: leave `device.index` at 0"
         );
     }
+
+    #[test]
+    #[cfg(feature = "webgpu")]
+    fn a_card_that_does_not_open_is_no_panic() {
+        let Some(device) = test_device() else { return };
+        let missing = Device::wgpu(burn::tensor::DeviceKind::DiscreteGpu(99));
+        for _ in 0..2 {
+            assert_eq!(
+                opened("webgpu", 99, &missing).unwrap_err().report(),
+                "error: device `webgpu:99`: its driver does not open it, for the reason above\n\
+                 hint: see what else uses the card, or take another device: `ssm doctor`"
+            );
+        }
+        opened("webgpu", 0, &device).unwrap();
+    }
 }
