@@ -14,8 +14,14 @@ use ssm_train::{
 
 use crate::{device_section, print_tables};
 
-/// Longest time without a word, where kernels are compiled.
-const SILENCE: Duration = Duration::from_secs(10);
+/// Least time between two lines that say how far the tests of a device are.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// A device, and how its tests went unless its driver does not open it.
+struct Examined {
+    found: Found,
+    tests: Result<Vec<SelfTest>, Error>,
+}
 
 #[derive(Args)]
 pub(crate) struct DoctorArgs {
@@ -34,49 +40,47 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<(), Error> {
         let backend = device::resolve(&section.backend, section.index)?;
         found.retain(|found| found.backend == backend && found.index == section.index);
     }
-    let found: Vec<(Found, Result<(), Error>)> =
-        found.into_iter().map(|found| (found.clone(), found.open())).collect();
-    let open = found.iter().filter(|(_, opened)| opened.is_ok());
-    let tested: Vec<(String, Vec<SelfTest>)> = open.map(|(found, _)| tested(found)).collect();
-    let tables = [program(), backends(), devices(&found), tests(&tested)];
+    let examined: Vec<Examined> = found.into_iter().map(Examined::of).collect();
+    let tables = [program(), backends(), devices(&examined), tests(&examined)];
     print_tables(&tables, args.json)?;
-    found.into_iter().try_for_each(|(_, opened)| opened)?;
-    for (device, tests) in tested {
-        let failed: Vec<&SelfTest> = tests.iter().filter(|test| !test.passed()).collect();
-        if let Some(first) = failed.first() {
-            return Err(Error::Device {
-                device,
-                message: format!(
-                    "{} of {} self-tests failed, the first is `{}` ({})",
-                    failed.len(),
-                    tests.len(),
-                    first.op,
-                    first.shape
-                ),
-                hint: Some(
-                    "results of this device are wrong: update its driver, or use another device"
-                        .into(),
-                ),
-            });
-        }
-    }
-    Ok(())
+    examined.iter().try_for_each(Examined::judge)?;
+    examined.into_iter().try_for_each(|Examined { tests, .. }| tests.map(|_| ()))
 }
 
-/// The self-tests of a device by its name; says now and then how far they are.
-fn tested(found: &Found) -> (String, Vec<SelfTest>) {
-    let (mut n_ended, mut said) = (0, Instant::now());
-    let tests = self_test(&found.device, |test| {
-        n_ended += 1;
-        if said.elapsed() > SILENCE {
-            tracing::info!(
-                "self-tests of `{found}`: {n_ended} so far, the last one of `{}`",
-                test.op
-            );
-            said = Instant::now();
-        }
-    });
-    (found.to_string(), tests)
+impl Examined {
+    /// Opens and tests a device; says now and then how far the tests are.
+    fn of(found: Found) -> Self {
+        let (mut n_ended, mut said) = (0, Instant::now());
+        let tests = found.open().map(|()| {
+            self_test(&found.device, |test| {
+                n_ended += 1;
+                if said.elapsed() > PAUSE {
+                    let op = test.op;
+                    tracing::info!("self-tests of `{found}`: {n_ended} so far, the last of `{op}`");
+                    said = Instant::now();
+                }
+            })
+        });
+        Self { found, tests }
+    }
+
+    /// Of a device that opens: an error if a test failed.
+    fn judge(&self) -> Result<(), Error> {
+        let Ok(tests) = &self.tests else { return Ok(()) };
+        let failed: Vec<&SelfTest> = tests.iter().filter(|test| !test.passed()).collect();
+        let Some(first) = failed.first() else { return Ok(()) };
+        let (n_failed, n_tests) = (failed.len(), tests.len());
+        Err(Error::Device {
+            device: self.found.to_string(),
+            message: format!(
+                "{n_failed} of {n_tests} self-tests failed, the first is `{}` ({})",
+                first.op, first.shape
+            ),
+            hint: Some(
+                "results of this device are wrong: update its driver, or use another device".into(),
+            ),
+        })
+    }
 }
 
 fn table(title: &str, columns: &[&str], names: usize, rows: Vec<Vec<String>>) -> Table {
@@ -109,15 +113,16 @@ fn backends() -> Table {
     table("backends", &["backend", "state", "devices"], 2, rows)
 }
 
-fn devices(found: &[(Found, Result<(), Error>)]) -> Table {
-    let row = |(found, opened): &(Found, Result<(), Error>)| {
-        if opened.is_err() {
-            let cells = [&found.to_string(), "does not open", "-", "-", "-", "-"];
-            return cells.map(str::to_owned).to_vec();
+fn devices(examined: &[Examined]) -> Table {
+    let row = |Examined { found, tests }: &Examined| {
+        let device = found.to_string();
+        if tests.is_err() {
+            return [&device, "does not open", "-", "-", "-", "-", "-"].map(str::to_owned).to_vec();
         }
         let memory = found.memory().map_or_else(|| "-".to_owned(), machine::readable);
         vec![
-            found.to_string(),
+            device,
+            "open".to_owned(),
             found.name().unwrap_or_else(|| "-".to_owned()),
             found.driver().unwrap_or_else(|| "-".to_owned()),
             found.language().unwrap_or("-").to_owned(),
@@ -125,14 +130,14 @@ fn devices(found: &[(Found, Result<(), Error>)]) -> Table {
             memory,
         ]
     };
-    let columns = ["device", "name", "driver", "kernels in", "float types", "memory"];
-    table("devices", &columns, 5, found.iter().map(row).collect())
+    let columns = ["device", "state", "name", "driver", "kernels in", "float types", "memory"];
+    table("devices", &columns, 6, examined.iter().map(row).collect())
 }
 
-fn tests(tested: &[(String, Vec<SelfTest>)]) -> Table {
+fn tests(examined: &[Examined]) -> Table {
     let mut rows = Vec::new();
-    for (device, tests) in tested {
-        for test in tests {
+    for Examined { found, tests } in examined {
+        for test in tests.iter().flatten() {
             let [error, worst, time] = match &test.outcome {
                 Ok(measured) => [
                     format!("{:.1e}", measured.error),
@@ -142,7 +147,7 @@ fn tests(tested: &[(String, Vec<SelfTest>)]) -> Table {
                 Err(panic) => ["-".to_owned(), panic.clone(), "-".to_owned()],
             };
             rows.push(vec![
-                device.clone(),
+                found.to_string(),
                 test.op.to_owned(),
                 test.shape.clone(),
                 error,
@@ -160,4 +165,33 @@ fn tests(tested: &[(String, Vec<SelfTest>)]) -> Table {
                   all outputs and gradients. Time: forward, backward and copies to the host."
             .to_owned();
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error() -> Error {
+        Error::Device { device: "cuda".into(), message: "does not open".into(), hint: None }
+    }
+
+    /// One device after another: what opens is tested and judged whatever the others do.
+    #[test]
+    fn a_device_that_does_not_open_is_a_row_beside_the_others() {
+        let found = device::all().swap_remove(0);
+        let wrong = SelfTest::of("norm", "3", 0.0, || vec![("y", vec![1.0], vec![2.0])]);
+        let examined = |tests| Examined { found: found.clone(), tests };
+        let all = [examined(Err(error())), examined(Ok(vec![wrong]))];
+        let states: Vec<String> =
+            devices(&all).rows.into_iter().map(|row| row[1].clone()).collect();
+        assert_eq!(states, ["does not open", "open"]);
+        assert_eq!(super::tests(&all).rows.len(), 1);
+        all[0].judge().unwrap();
+        let report = all[1].judge().unwrap_err().report();
+        let expected = format!(
+            "error: device `{found}`: 1 of 1 self-tests failed, the first is `norm` (3)\nhint: results of \
+             this device are wrong: update its driver, or use another device"
+        );
+        assert_eq!(report, expected);
+    }
 }

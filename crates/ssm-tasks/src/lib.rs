@@ -24,8 +24,21 @@ use crate::{
     lm::generate::{Emit, GenerateRequest},
 };
 
-/// Whether a device computes what it should.
-pub use ssm_core::ops::{SelfTest, self_test};
+/// How one operation did on one device.
+pub use ssm_core::ops::SelfTest;
+
+/// Runs everything that has kernels of its own on `device`, operations and what the engine does with gradients
+/// and weights, and compares it to its specification; `ended` hears of each test at its end.
+#[must_use]
+pub fn self_test(device: &Device, mut ended: impl FnMut(&SelfTest)) -> Vec<SelfTest> {
+    let mut tests = ssm_core::ops::self_test(device, &mut ended);
+    for check in ssm_train::self_test::CHECKS {
+        let test = SelfTest::of(check.op, check.shape, check.bound, || (check.run)(device));
+        ended(&test);
+        tests.push(test);
+    }
+    tests
+}
 
 /// Configuration options of a task.
 pub type OptionsOf<T> = <<T as Task>::Config as TaskConfig>::Options;

@@ -293,10 +293,7 @@ impl Found {
 
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if count(self.backend) > 1 {
-            return write!(f, "{}:{}", self.backend, self.index);
-        }
-        f.write_str(self.backend)
+        f.write_str(&named(self.backend, self.index))
     }
 }
 
@@ -324,8 +321,6 @@ pub fn open(name: &str, index: usize) -> Result<Device, Error> {
         ),
     })?;
     opened(backend, index, &device)?;
-    #[cfg(feature = "cube")]
-    kernels::forgets(gpu::language(&device) == Some("WGSL"));
     if gpu::is_software(&device) {
         static WARNED: Once = Once::new();
         WARNED.call_once(|| {
@@ -336,21 +331,23 @@ pub fn open(name: &str, index: usize) -> Result<Device, Error> {
     Ok(device)
 }
 
-/// A device as an error names it.
+/// A device as a configuration names it: its index is said where there are several.
 fn named(backend: &str, index: usize) -> String {
-    if index == 0 { backend.to_owned() } else { format!("{backend}:{index}") }
+    if index > 0 || count(backend) > 1 { format!("{backend}:{index}") } else { backend.to_owned() }
 }
 
 /// Opens a device that was found.
 fn opened(backend: &str, index: usize, device: &Device) -> Result<(), Error> {
-    if gpu::opens(device) {
-        return Ok(());
+    if !gpu::opens(device) {
+        return Err(Error::Device {
+            device: named(backend, index),
+            message: "its driver does not open it; why is on standard error".into(),
+            hint: Some("see what else uses the card, or take another device".into()),
+        });
     }
-    Err(Error::Device {
-        device: named(backend, index),
-        message: "its driver does not open it, for the reason above".into(),
-        hint: Some("see what else uses the card, or take another device: `ssm doctor`".into()),
-    })
+    #[cfg(feature = "cube")]
+    kernels::forgets(gpu::language(device) == Some("WGSL"));
+    Ok(())
 }
 
 /// What is said of a processor that plays a graphics card.
@@ -492,8 +489,8 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(
                 opened("webgpu", 99, &missing).unwrap_err().report(),
-                "error: device `webgpu:99`: its driver does not open it, for the reason above\n\
-                 hint: see what else uses the card, or take another device: `ssm doctor`"
+                "error: device `webgpu:99`: its driver does not open it; why is on standard error\n\
+                 hint: see what else uses the card, or take another device"
             );
         }
         opened("webgpu", 0, &device).unwrap();

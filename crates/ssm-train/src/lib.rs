@@ -6,7 +6,7 @@
 //! | module | what it answers |
 //! |---|---|
 //! | [`config`] | what was asked for, and what is wrong with it |
-//! | [`device`], [`machine`] | what computes |
+//! | [`device`], [`machine`], [`self_test`] | what computes, and whether it does it right |
 //! | [`plan`], [`schedule`] | what happens at which step, as pure functions |
 //! | [`trainer`] | the loop |
 //! | [`mod@bench`], [`allocation`] | what it will cost |
@@ -52,6 +52,7 @@ pub mod result;
 mod resume;
 pub mod run_dir;
 pub mod schedule;
+pub mod self_test;
 mod stored;
 pub mod task;
 mod tensorboard;

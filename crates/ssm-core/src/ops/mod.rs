@@ -38,4 +38,4 @@ mod threads;
 
 #[cfg(feature = "cube")]
 pub use cube::slow_paths;
-pub use self_test::{Measured, SelfTest, self_test};
+pub use self_test::{Compared, Measured, SelfTest, self_test};

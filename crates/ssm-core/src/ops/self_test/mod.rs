@@ -45,6 +45,31 @@ pub struct Measured {
 }
 
 impl SelfTest {
+    /// Runs an operation twice and compares what it computes the second time: kernels are compiled and chosen
+    /// in the first. A panic of the backend is part of the result.
+    pub fn of(
+        op: &'static str,
+        shape: impl Into<String>,
+        bound: f64,
+        run: impl Fn() -> Vec<Compared>,
+    ) -> Self {
+        let once = || {
+            run();
+            let clock = Instant::now();
+            let compared = run();
+            let time = clock.elapsed();
+            let errors =
+                compared.iter().map(|(name, got, truth)| (relative_rms(got, truth), *name));
+            // NaN is the largest of all here.
+            let worst = errors.max_by(|a, b| a.0.abs().total_cmp(&b.0.abs()));
+            let (error, worst) = worst.unwrap_or((f64::NAN, "nothing"));
+            Measured { error, worst, time }
+        };
+        // Backends report a kernel that does not compile by a panic.
+        let outcome = catch_unwind(AssertUnwindSafe(once)).map_err(|panic| message(&*panic));
+        Self { op, shape: shape.into(), outcome, bound }
+    }
+
     /// Whether the operation computes what it should; an error that is not a number does not pass.
     #[must_use]
     pub fn passed(&self) -> bool {
@@ -62,11 +87,13 @@ const MATRIX_BOUND: f64 = 2e-3;
 ///
 /// The device may be one with or without autodiff. A panic of the backend is part of the result. `ended` hears
 /// of each test at its end: all of them take minutes where kernels are compiled first.
+#[must_use]
 pub fn self_test(device: &Device, mut ended: impl FnMut(&SelfTest)) -> Vec<SelfTest> {
     let mut suite = Suite::new(device, &mut ended);
-    // With and without a tail behind the tiles of every kernel, and one sequence that is cut.
+    // With and without a tail behind the tiles of every kernel, one sequence that is cut, and more states than
+    // planes of units hold.
     for [batch, seq_len, d_inner, d_state, n_groups] in
-        [[2, 128, 64, 16, 1], [3, 97, 5, 4, 1], [1, 600, 32, 16, 2]]
+        [[2, 128, 64, 16, 1], [3, 97, 5, 4, 1], [1, 600, 32, 16, 2], [2, 9, 3, 130, 1]]
     {
         let dims = ScanDims { batch, seq_len, d_inner, d_state, n_groups };
         let shape = format!("{batch}x{seq_len}x{d_inner}, state {d_state}, groups {n_groups}");
@@ -148,7 +175,7 @@ impl<'a> Suite<'a> {
                 _ => (format!("{shape}, {}", format!("{dtype:?}").to_lowercase()), half),
             };
             let run = || run(&mut Draw::new(dtype, &self.device));
-            let test = measure(op, shape, bound, run);
+            let test = SelfTest::of(op, shape, bound, run);
             self.add(test);
         }
     }
@@ -167,35 +194,13 @@ impl<'a> Suite<'a> {
         run: impl Fn(&mut Draw) -> Vec<Compared>,
     ) {
         let run = || run(&mut Draw::new(FloatDType::F32, &self.device));
-        let test = measure(op, shape.to_owned(), bound, run);
+        let test = SelfTest::of(op, shape, bound, run);
         self.add(test);
     }
 }
 
 /// An output or a gradient: name, what the device computed, and the truth.
-type Compared = (&'static str, Vec<f64>, Vec<f64>);
-
-fn measure(
-    op: &'static str,
-    shape: String,
-    bound: f64,
-    run: impl Fn() -> Vec<Compared>,
-) -> SelfTest {
-    let once = || {
-        run(); // compiles and chooses kernels
-        let clock = Instant::now();
-        let compared = run();
-        let time = clock.elapsed();
-        let errors = compared.iter().map(|(name, got, truth)| (relative_rms(got, truth), *name));
-        // NaN is the largest of all here.
-        let worst = errors.max_by(|a, b| a.0.abs().total_cmp(&b.0.abs()));
-        let (error, worst) = worst.unwrap_or((f64::NAN, "nothing"));
-        Measured { error, worst, time }
-    };
-    // Backends report a kernel that does not compile by a panic.
-    let outcome = catch_unwind(AssertUnwindSafe(once)).map_err(|panic| message(&*panic));
-    SelfTest { op, shape, outcome, bound }
-}
+pub type Compared = (&'static str, Vec<f64>, Vec<f64>);
 
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -294,7 +299,7 @@ mod tests {
     #[test]
     fn wrong_missing_and_infinite_values_and_panics_do_not_pass() {
         let test = |got: Vec<f64>| {
-            measure("op", String::new(), BOUND, || vec![("y", got.clone(), vec![1.0, 2.0])])
+            SelfTest::of("op", "", BOUND, || vec![("y", got.clone(), vec![1.0, 2.0])])
         };
         assert!(test(vec![1.0, 2.0]).passed());
         for wrong in
@@ -303,9 +308,9 @@ mod tests {
             assert!(!test(wrong.clone()).passed(), "{wrong:?}");
         }
         let both = || vec![("good", vec![1.0], vec![1.0]), ("bad", vec![f64::NAN], vec![1.0])];
-        let outcome = measure("op", String::new(), BOUND, both).outcome.unwrap();
+        let outcome = SelfTest::of("op", "", BOUND, both).outcome.unwrap();
         assert_eq!(outcome.worst, "bad");
-        let panics = measure("op", String::new(), BOUND, || panic!("no kernel"));
+        let panics = SelfTest::of("op", "", BOUND, || panic!("no kernel"));
         assert_eq!(panics.outcome, Err("no kernel".into()));
         assert!(!panics.passed());
     }
