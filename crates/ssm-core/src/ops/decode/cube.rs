@@ -17,7 +17,8 @@ use super::{
 use crate::ops::{
     cube::{
         cast, check_device, check_len, convert, dtypes_of, elem, empty, empty_f32, has_planes,
-        independent, is_cuda, rows, rows_f32, rows_f32_or, rows_or, vector_size,
+        independent, is_cuda, lacks_planes, rows, rows_f32, rows_f32_or, rows_or, take_slow_path,
+        vector_size,
     },
     primitive::Maybe,
 };
@@ -76,6 +77,11 @@ fn product(
     // Several rows a group once there are enough of them, as each reads `x` anew.
     let fits = |span: &usize| d_out >= span * per_cube * ENOUGH_CUBES;
     let span = [4, 2].into_iter().find(fits).unwrap_or(1);
+    let planes = has_planes(&x.client);
+    if !planes {
+        let why = lacks_planes(&x.client);
+        take_slow_path("decode_product", &x.client, "kernels without planes", &why);
+    }
     let mut form = Form {
         span,
         turns: width.div_ceil(LANES),
@@ -83,7 +89,7 @@ fn product(
         add: add.is_some(),
         d_conv: 0,
         bias: false,
-        planes: has_planes(&x.client),
+        planes,
         cuda: is_cuda(&x.client),
     };
     let mut channels = 0;

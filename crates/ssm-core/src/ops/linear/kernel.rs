@@ -32,7 +32,7 @@ use cubek::{
 };
 
 use super::{hopper, squares};
-use crate::ops::cube::{cast, empty, is_cuda};
+use crate::ops::cube::{cast, empty, is_cuda, take_slow_path};
 
 type B = CubeBackend;
 
@@ -135,10 +135,15 @@ fn launch(lhs: CubeTensor, rhs: CubeTensor, out_dtype: DType) -> CubeTensor {
             &mut types,
         )
     };
-    let mut reasons = Vec::new();
+    let mut reasons: Vec<String> = Vec::new();
     for kernel in kernels(&lhs) {
         match run(&kernel) {
-            Ok(()) => return out,
+            Ok(()) => {
+                if let Some(first) = reasons.first() {
+                    take_slow_path("linear", &out.client, "its next kernel", first.trim());
+                }
+                return out;
+            }
             Err(reason) => reasons.push(reason.to_string()),
         }
     }

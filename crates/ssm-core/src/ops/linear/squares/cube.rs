@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::{CubeCount, CubeDim};
 
 use super::kernel::{self, Form, LayoutLaunch, OWN, UNITS};
-use crate::ops::cube::{elem, empty};
+use crate::ops::cube::{elem, empty, take_slow_path};
 
 /// Squares of 64 numbers from which they are taken, and not those of 32: enough for each processor of a large
 /// device.
@@ -69,14 +69,19 @@ pub(in crate::ops::linear) fn is_faster(lhs: &CubeTensor, rhs: &CubeTensor) -> b
     let sizes = Sizes::of(lhs, rhs);
     let cubes = sizes.squares(1).into_iter().chain([sizes.matrices]);
     let axes = [lhs, rhs].map(|tensor| tensor.shape().num_dims());
-    lhs.dtype == DType::F32
+    let is_one = lhs.dtype == DType::F32
         && rhs.dtype == DType::F32
         && axes[0] == axes[1]
         && axes[0] <= 3
-        && compiles(lhs)
         && sizes.terms > 0
         && sizes.large_squares() <= MOST_SQUARES
-        && cubes.into_iter().all(|cubes| (1..=MOST_CUBES).contains(&cubes))
+        && cubes.into_iter().all(|cubes| (1..=MOST_CUBES).contains(&cubes));
+    if is_one && !compiles(lhs) {
+        let why = "its compiler does not end on those by squares";
+        take_slow_path("linear", &lhs.client, "CubeK's kernels", why);
+        return false;
+    }
+    is_one
 }
 
 /// `lhs * rhs` in `dtype`, summed in f32.
