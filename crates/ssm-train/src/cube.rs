@@ -43,69 +43,92 @@ pub(crate) fn vector_size(len: usize) -> usize {
     [4, 2, 1].into_iter().find(|size| len.is_multiple_of(*size)).unwrap_or(1)
 }
 
-/// A launch over several rows of tensors: what is in a row has one length, and row `i` of the grid serves row
-/// `i`.
-pub(crate) struct Several<'a, const N: usize> {
-    rows: &'a [[CubeTensor; N]],
+/// A launch over several groups of tensors: those of a group have one length and are contiguous, and row `i` of
+/// the grid serves group `i`.
+pub(crate) struct MultiTensorLaunch<'a, const N: usize> {
+    groups: &'a [[CubeTensor; N]],
     /// Elements that a unit takes at a time: a divisor of every length.
-    pub(crate) vector: usize,
+    pub(crate) vector_size: usize,
 }
 
-/// Most rows of a launch.
-const MAX_ROWS: usize = 16;
+/// Most groups of a launch.
+pub(crate) const MAX_GROUPS: usize = 16;
 
-impl<'a, const N: usize> Several<'a, N> {
-    /// All rows, in launches that the device of the first one takes. They are sorted by length: in a launch
+impl<'a, const N: usize> MultiTensorLaunch<'a, N> {
+    /// All groups, in launches that the device of the first one takes. They are sorted by length: in a launch
     /// all get as many cubes as the longest needs.
-    pub(crate) fn launches(rows: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = Self> {
+    pub(crate) fn of(groups: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = Self> {
         // A divisor of every length is one of their bits together.
-        let bits = |rows: &[[_; N]]| rows.iter().map(len).fold(0, |bits, len| bits | len);
-        Self::parts(rows).map(move |rows| Self { rows, vector: vector_size(bits(rows)) })
+        let bits = |groups: &[[_; N]]| groups.iter().map(len).fold(0, |bits, len| bits | len);
+        Self::parts(groups)
+            .map(move |groups| Self { groups, vector_size: vector_size(bits(groups)) })
     }
 
-    /// As [`Several::launches`], for kernels that take an element at a time.
-    pub(crate) fn of_elements(rows: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = Self> {
-        Self::parts(rows).map(|rows| Self { rows, vector: 1 })
+    /// As [`MultiTensorLaunch::of`], for kernels that take an element at a time.
+    pub(crate) fn of_elements(groups: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = Self> {
+        Self::parts(groups).map(|groups| Self { groups, vector_size: 1 })
     }
 
-    fn parts(rows: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = &'a [[CubeTensor; N]]> {
-        rows.sort_by_key(len);
-        // A kernel may have one more tensor.
-        let most = rows.first().map_or(1, |row| (bindings(&row[0]) - 1) / N);
-        rows.chunks(most.clamp(1, MAX_ROWS))
+    fn parts(groups: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = &'a [[CubeTensor; N]]> {
+        debug_assert!(groups.iter().all(|group| {
+            group
+                .iter()
+                .all(|tensor| tensor.is_contiguous() && tensor.meta.num_elements() == len(group))
+        }));
+        groups.sort_by_key(len);
+        let bindings = groups.first().map_or(N, |group| bindings(&group[0]));
+        groups.chunks(groups_of(N, bindings))
     }
 
-    pub(crate) fn n_rows(&self) -> usize {
-        self.rows.len()
+    pub(crate) fn n_groups(&self) -> usize {
+        self.groups.len()
     }
 
-    /// Vectors of the longest row.
+    /// Vectors of the longest group.
     pub(crate) fn longest(&self) -> usize {
-        self.rows.iter().map(len).max().unwrap_or_default() / self.vector
+        self.groups.iter().map(len).max().unwrap_or_default() / self.vector_size
     }
 
     pub(crate) fn client(&self) -> &Client {
-        &self.rows[0][0].client
+        &self.groups[0][0].client
     }
 
-    /// Cubes and their size for a unit per vector.
+    /// Cubes and their size for a unit per vector, of which there may be `MAX_CUBES * UNITS`.
     pub(crate) fn grid(&self) -> (CubeCount, CubeDim) {
-        let cubes = self.longest().div_ceil(UNITS).max(1) as u32;
-        let count = CubeCount::Static(cubes, self.rows.len() as u32, 1);
+        let cubes = self.longest().div_ceil(UNITS).max(1);
+        debug_assert!(cubes <= MAX_CUBES, "{cubes}");
+        let count = CubeCount::Static(cubes as u32, self.groups.len() as u32, 1);
         (count, CubeDim::new_1d(UNITS as u32))
     }
 
-    /// Tensor `n` of every row.
+    /// Tensor `n` of every group.
     pub(crate) fn tensors<T: LaunchArg<RuntimeArg = TensorArg>>(&self, n: usize) -> SequenceArg<T> {
-        self.rows.iter().map(|row| row[n].clone().into_tensor_arg()).collect()
+        self.groups.iter().map(|group| group[n].clone().into_tensor_arg()).collect()
     }
 
-    /// How many vectors each row has.
+    /// How many vectors the tensors of each group have.
     pub(crate) fn lens(&self) -> SequenceArg<usize> {
-        self.rows.iter().map(|row| len(row) / self.vector).collect()
+        self.groups.iter().map(|group| len(group) / self.vector_size).collect()
     }
 }
 
-fn len<const N: usize>(row: &[CubeTensor; N]) -> usize {
-    row[0].meta.num_elements()
+fn len<const N: usize>(group: &[CubeTensor; N]) -> usize {
+    group[0].meta.num_elements()
+}
+
+/// Groups of so many tensors that a launch takes where the device binds so many; a kernel may have one more.
+fn groups_of(n_tensors: usize, bindings: usize) -> usize {
+    (bindings.saturating_sub(1) / n_tensors).clamp(1, MAX_GROUPS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_launch_takes_what_the_device_binds() {
+        // Sums of squares, copies, and Adam: in WebGPU, and where kernels get addresses.
+        assert_eq!([1, 2, 4].map(|n_tensors| groups_of(n_tensors, 7)), [6, 3, 1]);
+        assert_eq!([1, 2, 4].map(|n_tensors| groups_of(n_tensors, 1024)), [MAX_GROUPS; 3]);
+    }
 }

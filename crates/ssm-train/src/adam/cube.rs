@@ -2,13 +2,14 @@
 
 use std::cell::RefCell;
 
+use burn::tensor::Tensor;
+use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
+
 use super::{
     Factors,
     kernel::{ScalarsLaunch, adam_step, adam_steps},
 };
-use crate::cube::{Several, independent, rows, vector_size};
-use burn::tensor::Tensor;
-use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
+use crate::cube::{MultiTensorLaunch, independent, rows, vector_size};
 
 /// Elements from which a parameter has a launch of its own: less work than that takes no longer than to
 /// launch it.
@@ -65,21 +66,21 @@ fn launch_all(mut waiting: Vec<Waiting>) {
         let (alike, others) = waiting.into_iter().partition(alike);
         let alike: Vec<Waiting> = alike;
         let mut steps: Vec<_> = alike.into_iter().map(|step| step.tensors).collect();
-        for several in Several::launches(&mut steps) {
-            let (count, dim) = several.grid();
+        for launch in MultiTensorLaunch::of(&mut steps) {
+            let (count, dim) = launch.grid();
             // SAFETY: units check their place against the number of vectors of their parameter, whose four
             // tensors are contiguous and of one length.
             unsafe {
                 adam_steps::launch_unchecked(
-                    several.client(),
+                    launch.client(),
                     count,
                     dim,
-                    several.vector,
-                    several.tensors(0),
-                    several.tensors(1),
-                    several.tensors(2),
-                    several.tensors(3),
-                    several.lens(),
+                    launch.vector_size,
+                    launch.tensors(0),
+                    launch.tensors(1),
+                    launch.tensors(2),
+                    launch.tensors(3),
+                    launch.lens(),
                     factors.scalars(),
                 );
             }

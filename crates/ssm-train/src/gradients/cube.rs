@@ -5,7 +5,7 @@ use burn_cubecl::{CubeBackend, ops::numeric::empty_device_contiguous_dtype, tens
 use cubecl::{CubeCount, CubeDim};
 
 use super::kernel::{scaled, squares};
-use crate::cube::{Several, UNITS, rows};
+use crate::cube::{MultiTensorLaunch, UNITS, rows};
 
 /// Elements that a cube adds up at least, unless there are less.
 const PIECE: usize = 1 << 14;
@@ -40,32 +40,32 @@ impl Squares {
         let [like] = self.tensors.first()?;
         let (client, device) = (like.client.clone(), like.device.clone());
         // Each with the cubes that it gives to every tensor, which leave a sum each.
-        let launches = Several::launches(&mut self.tensors).map(|several| {
-            let cubes = (several.longest() * several.vector).div_ceil(PIECE).clamp(1, MAX_CUBES);
-            (several, cubes)
+        let launches = MultiTensorLaunch::of(&mut self.tensors).map(|launch| {
+            let cubes = (launch.longest() * launch.vector_size).div_ceil(PIECE).clamp(1, MAX_CUBES);
+            (launch, cubes)
         });
         let launches: Vec<_> = launches.collect();
-        let n_sums: usize = launches.iter().map(|(several, cubes)| cubes * several.n_rows()).sum();
+        let n_sums: usize = launches.iter().map(|(launch, cubes)| cubes * launch.n_groups()).sum();
         let sums = empty_device_contiguous_dtype(client, device, Shape::from([n_sums]), DType::F32);
         let mut offset = 0;
-        for (several, cubes) in launches {
-            let count = CubeCount::Static(cubes as u32, several.n_rows() as u32, 1);
+        for (launch, cubes) in launches {
+            let count = CubeCount::Static(cubes as u32, launch.n_groups() as u32, 1);
             // SAFETY: units check their position against the length of their tensor, and `sums` has a
             // place for every cube behind `offset`.
             unsafe {
                 squares::launch_unchecked(
-                    several.client(),
+                    launch.client(),
                     count,
                     CubeDim::new_1d(UNITS as u32),
-                    several.vector,
-                    several.tensors(0),
-                    several.lens(),
+                    launch.vector_size,
+                    launch.tensors(0),
+                    launch.lens(),
                     sums.clone().into_tensor_arg(),
                     offset,
                     UNITS,
                 );
             }
-            offset += cubes * several.n_rows();
+            offset += cubes * launch.n_groups();
         }
         Some(Tensor::from_primitive::<CubeBackend>(sums))
     }
@@ -98,19 +98,19 @@ impl Scaling {
     }
 
     pub(super) fn launch(mut self, factor: f64) {
-        for several in Several::launches(&mut self.pairs) {
-            let (count, dim) = several.grid();
+        for launch in MultiTensorLaunch::of(&mut self.pairs) {
+            let (count, dim) = launch.grid();
             // SAFETY: units check their position against the length of their tensors; both of a pair have
             // it, and are contiguous.
             unsafe {
                 scaled::launch_unchecked(
-                    several.client(),
+                    launch.client(),
                     count,
                     dim,
-                    several.vector,
-                    several.tensors(0),
-                    several.tensors(1),
-                    several.lens(),
+                    launch.vector_size,
+                    launch.tensors(0),
+                    launch.tensors(1),
+                    launch.lens(),
                     factor as f32,
                 );
             }
@@ -123,6 +123,7 @@ mod tests {
     use burn::tensor::{Tensor, TensorData};
 
     use super::*;
+    use crate::cube::MAX_GROUPS;
 
     /// Needs the GPU that the variable `SSM_TEST_DEVICE` names; passes without.
     #[test]
@@ -131,7 +132,7 @@ mod tests {
         let mut squares = Squares::default();
         let mut expected = 0.0;
         // Odd lengths, more tensors than a launch takes, and more pieces than one.
-        let many = (0..20).map(|i| 10 + i);
+        let many = (0..=MAX_GROUPS).map(|i| 10 + i);
         let lens = [1, 3, 64, 3 * PIECE + 5, 100, 7, 5000, 12, MAX_CUBES * PIECE + 1];
         for len in lens.into_iter().chain(many) {
             let values: Vec<f32> = (0..len).map(|i| ((i * 37 + len) % 101) as f32 / 50.0).collect();
@@ -149,7 +150,7 @@ mod tests {
     fn products_of_several_launches_are_those_of_each() {
         let Some(device) = crate::device::test_device() else { return };
         let mut scaling = Scaling::default();
-        let many = (0..20).map(|i| 10 + i);
+        let many = (0..=MAX_GROUPS).map(|i| 10 + i);
         let products = [1, 3, 64, 5000, 100_000].into_iter().chain(many).map(|len| {
             let values: Vec<f32> = (0..len).map(|i| ((i * 37 + len) % 101) as f32 - 50.0).collect();
             let expected: Vec<f32> = values.iter().map(|x| x * 0.375).collect();

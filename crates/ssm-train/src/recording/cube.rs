@@ -16,7 +16,7 @@ use cubecl::{
 
 use super::kernel::copy_words;
 use crate::{
-    cube::{Several, UNITS},
+    cube::{MultiTensorLaunch, UNITS},
     task::{Input, InputMapper},
 };
 
@@ -123,7 +123,7 @@ impl InputMapper for Rows {
     }
 }
 
-/// Memory of its own for each of several tensors.
+/// Memory of its own for each of launch tensors.
 pub(super) struct Kept {
     /// Rows without space behind them.
     rows: Vec<CubeTensor>,
@@ -160,20 +160,13 @@ impl Kept {
     pub(super) fn fill(&self, rows: Rows) {
         let pairs = rows.tensors.into_iter().zip(&self.rows);
         let mut pairs: Vec<_> = pairs.map(|(from, to)| [from, to.clone()]).collect();
-        for several in Several::of_elements(&mut pairs) {
-            let (count, dim) = several.grid();
-            let [from, to] = [0, 1].map(|n| several.tensors(n));
+        for launch in MultiTensorLaunch::of_elements(&mut pairs) {
+            let (count, dim) = launch.grid();
+            let [from, to] = [0, 1].map(|n| launch.tensors(n));
             // SAFETY: units check their place against the length of their tensors, which `fits` found to
             // be equal; both are contiguous and their elements are words.
             unsafe {
-                copy_words::launch_unchecked(
-                    several.client(),
-                    count,
-                    dim,
-                    from,
-                    to,
-                    several.lens(),
-                );
+                copy_words::launch_unchecked(launch.client(), count, dim, from, to, launch.lens());
             }
         }
     }
