@@ -66,6 +66,8 @@ impl Desk {
             .args(arguments)
             .current_dir(dir)
             .env_remove("SSM_DATA")
+            // Compiled kernels of a card.
+            .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
             .env("NO_COLOR", "1")
             .output()
             .unwrap();
