@@ -162,7 +162,7 @@ fn tests(examined: &[Examined]) -> Table {
     let mut table = table("self-tests", &columns, 3, rows);
     table.note =
         "Error: RMS of the difference to the specification in f64 over its RMS, the worst of \
-                  all outputs and gradients. Time: forward, backward and copies to the host."
+                  all outputs and gradients. Time: forward, backward and copies to the host, of all steps where there are several."
             .to_owned();
     table
 }
@@ -175,7 +175,7 @@ mod tests {
         Error::Device { device: "cuda".into(), message: "does not open".into(), hint: None }
     }
 
-    /// One device after another: what opens is tested and judged whatever the others do.
+    /// Both ways it goes.
     #[test]
     fn a_device_that_does_not_open_is_a_row_beside_the_others() {
         let found = device::all().swap_remove(0);

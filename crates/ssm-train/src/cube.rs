@@ -12,7 +12,7 @@ use cubecl::{
 pub(crate) const UNITS: usize = 256;
 
 /// Most cubes along one axis that every device takes.
-const MAX_CUBES: usize = 65_535;
+pub(crate) const MAX_CUBES: usize = 65_535;
 
 /// The tensor in row-major order, as kernels take it; `None` if it is on no device of CubeCL.
 pub(crate) fn rows<const D: usize>(tensor: Tensor<D>) -> Option<CubeTensor> {
@@ -57,20 +57,22 @@ pub(crate) const MAX_GROUPS: usize = 16;
 impl<'a, const N: usize> MultiTensorLaunch<'a, N> {
     /// All groups, in launches that the device of the first one takes. They are sorted by length: in a launch
     /// all get as many cubes as the longest needs.
-    pub(crate) fn of(groups: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = Self> {
+    pub(crate) fn launches(groups: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = Self> {
         // A divisor of every length is one of their bits together.
         let bits = |groups: &[[_; N]]| groups.iter().map(len).fold(0, |bits, len| bits | len);
         Self::parts(groups)
             .map(move |groups| Self { groups, vector_size: vector_size(bits(groups)) })
     }
 
-    /// As [`MultiTensorLaunch::of`], for kernels that take an element at a time.
-    pub(crate) fn of_elements(groups: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = Self> {
+    /// As [`MultiTensorLaunch::launches`], for kernels that take an element at a time.
+    pub(crate) fn launches_of_elements(
+        groups: &'a mut [[CubeTensor; N]],
+    ) -> impl Iterator<Item = Self> {
         Self::parts(groups).map(|groups| Self { groups, vector_size: 1 })
     }
 
     fn parts(groups: &'a mut [[CubeTensor; N]]) -> impl Iterator<Item = &'a [[CubeTensor; N]]> {
-        debug_assert!(groups.iter().all(|group| {
+        assert!(groups.iter().all(|group| {
             group
                 .iter()
                 .all(|tensor| tensor.is_contiguous() && tensor.meta.num_elements() == len(group))
@@ -96,7 +98,7 @@ impl<'a, const N: usize> MultiTensorLaunch<'a, N> {
     /// Cubes and their size for a unit per vector, of which there may be `MAX_CUBES * UNITS`.
     pub(crate) fn grid(&self) -> (CubeCount, CubeDim) {
         let cubes = self.longest().div_ceil(UNITS).max(1);
-        debug_assert!(cubes <= MAX_CUBES, "{cubes}");
+        assert!(cubes <= MAX_CUBES, "{cubes}");
         let count = CubeCount::Static(cubes as u32, self.groups.len() as u32, 1);
         (count, CubeDim::new_1d(UNITS as u32))
     }

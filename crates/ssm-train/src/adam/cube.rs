@@ -66,7 +66,7 @@ fn launch_all(mut waiting: Vec<Waiting>) {
         let (alike, others) = waiting.into_iter().partition(alike);
         let alike: Vec<Waiting> = alike;
         let mut steps: Vec<_> = alike.into_iter().map(|step| step.tensors).collect();
-        for launch in MultiTensorLaunch::of(&mut steps) {
+        for launch in MultiTensorLaunch::launches(&mut steps) {
             let (count, dim) = launch.grid();
             // SAFETY: units check their place against the number of vectors of their parameter, whose four
             // tensors are contiguous and of one length.

@@ -40,7 +40,7 @@ impl Squares {
         let [like] = self.tensors.first()?;
         let (client, device) = (like.client.clone(), like.device.clone());
         // Each with the cubes that it gives to every tensor, which leave a sum each.
-        let launches = MultiTensorLaunch::of(&mut self.tensors).map(|launch| {
+        let launches = MultiTensorLaunch::launches(&mut self.tensors).map(|launch| {
             let cubes = (launch.longest() * launch.vector_size).div_ceil(PIECE).clamp(1, MAX_CUBES);
             (launch, cubes)
         });
@@ -98,7 +98,7 @@ impl Scaling {
     }
 
     pub(super) fn launch(mut self, factor: f64) {
-        for launch in MultiTensorLaunch::of(&mut self.pairs) {
+        for launch in MultiTensorLaunch::launches(&mut self.pairs) {
             let (count, dim) = launch.grid();
             // SAFETY: units check their position against the length of their tensors; both of a pair have
             // it, and are contiguous.

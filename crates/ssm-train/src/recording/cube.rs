@@ -16,7 +16,7 @@ use cubecl::{
 
 use super::kernel::copy_words;
 use crate::{
-    cube::{MultiTensorLaunch, UNITS},
+    cube::{MAX_CUBES, MultiTensorLaunch, UNITS},
     task::{Input, InputMapper},
 };
 
@@ -79,7 +79,7 @@ impl Launches {
 const WORD: usize = 4;
 
 /// Words that a launch copies of a tensor at most: a unit each, of as many cubes as every device takes.
-const MOST_WORDS: usize = UNITS * 65_535;
+const MOST_WORDS: usize = UNITS * MAX_CUBES;
 
 /// The tensors of an input in row-major order.
 #[derive(Default)]
@@ -123,7 +123,7 @@ impl InputMapper for Rows {
     }
 }
 
-/// Memory of its own for each of launch tensors.
+/// Memory of its own for each of several tensors.
 pub(super) struct Kept {
     /// Rows without space behind them.
     rows: Vec<CubeTensor>,
@@ -160,7 +160,7 @@ impl Kept {
     pub(super) fn fill(&self, rows: Rows) {
         let pairs = rows.tensors.into_iter().zip(&self.rows);
         let mut pairs: Vec<_> = pairs.map(|(from, to)| [from, to.clone()]).collect();
-        for launch in MultiTensorLaunch::of_elements(&mut pairs) {
+        for launch in MultiTensorLaunch::launches_of_elements(&mut pairs) {
             let (count, dim) = launch.grid();
             let [from, to] = [0, 1].map(|n| launch.tensors(n));
             // SAFETY: units check their place against the length of their tensors, which `fits` found to
