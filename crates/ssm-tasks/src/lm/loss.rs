@@ -90,29 +90,28 @@ pub(super) fn mean(model: &MambaLm, hidden: Tensor<3>, targets: OnDevice) -> Ten
     cross_entropy::linear_cross_entropy_at(hidden, weight, targets.tokens, LOGITS_MAX)
 }
 
+/// Rows of logits that a score computes at once: it holds several tensors of their size.
+pub(super) fn rows_at_once(model: &MambaLm) -> usize {
+    let [n_rows, _] = model.embedding.weight.val().dims();
+    (LOGITS_MAX / 2 / n_rows).max(1)
+}
+
 /// Cross-entropy of every target in nats, `[n]`, in f32; `logits`: `[n, n_rows]`.
 ///
 /// `ln(1 + e^x)` of what all other tokens weigh beside the target: `-log_softmax` is the same number, but
 /// zero in f32 where a model is sure to more than sixteen nats, and such losses still select weights.
 pub(super) fn cross_entropy(logits: Tensor<2>, targets: &[i32]) -> Tensor<1> {
-    let [_, n_rows] = logits.dims();
-    let most = (LOGITS_MAX / 2 / n_rows).max(1);
-    let parts = targets.chunks(most).enumerate().map(|(i, targets)| {
-        let n = targets.len();
-        let logits = logits.clone().narrow(0, i * most, n).cast(FloatDType::F32);
-        let device = logits.device();
-        let tokens = TensorData::new(targets.to_vec(), [n, 1]);
-        let tokens = Tensor::<2, Int>::from_data(tokens, &device);
-        let said = logits.clone().gather(1, tokens.clone()); // [n, 1]
-        let rows = Tensor::<1, Int>::arange(0..n_rows as i64, &device).unsqueeze_dim::<2>(0);
-        let is_target = rows.expand([n, n_rows]).equal(tokens.expand([n, n_rows]));
-        let others = (logits - said).mask_fill(is_target, LOWEST);
-        let max = others.clone().max_dim(1);
-        let x = (others - max.clone()).exp().sum_dim(1).log() + max; // [n, 1]
-        let loss = x.clone().clamp_min(0.0) + (-x.abs()).exp().log1p();
-        loss.squeeze_dim::<1>(1)
-    });
-    Tensor::cat(parts.collect(), 0)
+    let ([n, n_rows], device) = (logits.dims(), logits.device());
+    let logits = logits.cast(FloatDType::F32);
+    let tokens = Tensor::<2, Int>::from_data(TensorData::new(targets.to_vec(), [n, 1]), &device);
+    let said = logits.clone().gather(1, tokens.clone()); // [n, 1]
+    let rows = Tensor::<1, Int>::arange(0..n_rows as i64, &device).unsqueeze_dim::<2>(0);
+    let is_target = rows.expand([n, n_rows]).equal(tokens.expand([n, n_rows]));
+    let others = (logits - said).mask_fill(is_target, LOWEST);
+    let max = others.clone().max_dim(1);
+    let x = (others - max.clone()).exp().sum_dim(1).log() + max; // [n, 1]
+    let loss = x.clone().clamp_min(0.0) + (-x.abs()).exp().log1p();
+    loss.squeeze_dim::<1>(1)
 }
 
 #[cfg(test)]
@@ -122,7 +121,7 @@ mod tests {
     use super::*;
     use crate::lm::{batch::Example, model::MambaLmConfig};
 
-    /// The loss of training, and that of scores, which has all logits at once.
+    /// The loss of training, and that of scores.
     #[test]
     fn the_loss_has_the_value_and_the_gradients_of_the_mean_of_all() {
         let device = Device::flex().autodiff();

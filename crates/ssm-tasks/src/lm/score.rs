@@ -72,8 +72,8 @@ impl Scores {
         metrics.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
-    /// Adds what a model says of a batch.
-    fn add(&mut self, model: &MambaLm, batch: &LmBatch) -> Result<(), Error> {
+    /// Adds what a model says of a batch, with so many rows of logits at once.
+    fn add(&mut self, model: &MambaLm, batch: &LmBatch, rows_at_once: usize) -> Result<(), Error> {
         let device = model.device();
         let mut state = None;
         let mut wrong = vec![false; batch.batch];
@@ -91,25 +91,31 @@ impl Scores {
                 continue;
             }
             let places = targets.places(part.batch * part.seq_len, &device);
-            let logits = model.head(loss::at_targets(hidden, places));
-            let said: Tensor<1, Int> = logits.clone().argmax(1).squeeze_dim(1);
-            let failed = |reason: String| Error::Device {
-                device: format!("{device:?}"),
-                message: reason,
-                hint: Some("lower `train.eval_batch_size` if memory ran out".to_owned()),
-            };
-            let nats: Vec<f32> = loss::cross_entropy(logits, &targets.tokens)
-                .try_into_vec_as()
-                .map_err(|reason| failed(reason.to_string()))?;
-            let said: Vec<i64> =
-                said.try_into_vec_as().map_err(|reason| failed(reason.to_string()))?;
-            self.nats += nats.iter().map(|nats| f64::from(*nats)).sum::<f64>();
-            self.n_targets += nats.len() as u64;
-            for ((said, target), place) in said.iter().zip(&targets.tokens).zip(&targets.places) {
-                if *said == i64::from(*target) {
-                    self.n_right += 1;
-                } else {
-                    wrong[*place as usize / part.seq_len] = true;
+            let hidden = loss::at_targets(hidden, places);
+            let parts = targets.tokens.chunks(rows_at_once);
+            for (i, (tokens, places)) in parts.zip(targets.places.chunks(rows_at_once)).enumerate()
+            {
+                let hidden = hidden.clone().narrow(0, i * rows_at_once, tokens.len());
+                let logits = model.head(hidden);
+                let said: Tensor<1, Int> = logits.clone().argmax(1).squeeze_dim(1);
+                let failed = |reason: String| Error::Device {
+                    device: format!("{device:?}"),
+                    message: reason,
+                    hint: Some("lower `train.eval_batch_size` if memory ran out".to_owned()),
+                };
+                let nats: Vec<f32> = loss::cross_entropy(logits, tokens)
+                    .try_into_vec_as()
+                    .map_err(|reason| failed(reason.to_string()))?;
+                let said: Vec<i64> =
+                    said.try_into_vec_as().map_err(|reason| failed(reason.to_string()))?;
+                self.nats += nats.iter().map(|nats| f64::from(*nats)).sum::<f64>();
+                self.n_targets += nats.len() as u64;
+                for ((said, target), place) in said.iter().zip(tokens).zip(places) {
+                    if *said == i64::from(*target) {
+                        self.n_right += 1;
+                    } else {
+                        wrong[*place as usize / part.seq_len] = true;
+                    }
                 }
             }
         }
@@ -136,7 +142,7 @@ impl Scores {
                     .map(|target| tokenizer.bytes_of(*target as u32).len() as u64);
                 self.n_bytes += bytes.sum::<u64>();
             }
-            self.add(model, &LmBatch::of(&examples))?;
+            self.add(model, &LmBatch::of(&examples), loss::rows_at_once(model))?;
         }
         Ok(())
     }
@@ -195,4 +201,51 @@ pub(super) fn score_stream(
     let len = text.n_tokens() as usize;
     scores.add_all(model, Some(tokenizer), 1, 1, |_| text.block(0, len, false))?;
     Ok(scores)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use ssm_core::init::Init;
+
+    use super::*;
+    use crate::lm::model::MambaLmConfig;
+
+    #[test]
+    fn scores_do_not_depend_on_how_many_logits_are_held() {
+        let config: MambaLmConfig =
+            toml::from_str("d_model = 8\nn_layer = 1\nmixer.mamba = { d_state = 2 }").unwrap();
+        let model = config.init(13, &mut Init::new(3, &Device::flex()));
+        // What the model says of the second sequence is its target, so that one is exact.
+        let example = |first: u32, said: &[i64]| Example {
+            inputs: (first..first + 9).map(|token| token % 13).collect(),
+            targets: (0..9)
+                .map(|i| match (i % 4, said) {
+                    (1, _) => IGNORE,
+                    (_, []) => (first as i32 + 2 * i) % 13,
+                    _ => said[i as usize] as i32,
+                })
+                .collect(),
+            starts: Vec::new(),
+        };
+        let tokens = LmBatch::of(&[example(5, &[])]).tokens(&Device::flex());
+        let logits = model.head(model.hidden(tokens).flatten::<2>(0, 1));
+        let said: Vec<i64> = logits.argmax(1).into_data().try_into_vec_as().unwrap();
+        let batch = LmBatch::of(&[example(0, &[]), example(5, &said), example(7, &[])]);
+        let scores = |rows_at_once: usize| {
+            let mut scores = Scores::default();
+            scores.add(&model, &batch, rows_at_once).unwrap();
+            scores
+        };
+        let whole = scores(1000);
+        assert_eq!((whole.n_targets, whole.n_sequences, whole.n_exact), (21, 3, 1));
+        for rows in [1, 4, 21] {
+            let parts = scores(rows);
+            assert!((parts.nats - whole.nats).abs() < 1e-5 * whole.nats, "{parts:?}, {whole:?}");
+            assert_eq!(
+                (parts.n_targets, parts.n_right, parts.n_exact),
+                (whole.n_targets, whole.n_right, whole.n_exact)
+            );
+        }
+    }
 }
