@@ -203,6 +203,13 @@ fn a_slower_kernel_is_announced_once_with_its_reason() {
                     format!("selective_scan: `{name}` {runs} its kernels are compiled to WGSL");
                 assert!(slow_paths().contains(&expected), "{:?}", slow_paths());
                 assert_eq!(of_wgsl, 1);
+                let (x, weight) = (Tensor::ones([1, 3], &device), Tensor::ones([2, 3], &device));
+                decode::product(Product { x, weight, norm: None, add: None });
+                let expected = format!(
+                    "decode_product: `{name}` runs kernels without planes, which are slower: its \
+                     kernels are compiled to WGSL"
+                );
+                assert!(slow_paths().contains(&expected), "{:?}", slow_paths());
             }
             None => assert_eq!(of_wgsl, 0, "{name}"),
         }

@@ -301,6 +301,7 @@ impl fmt::Display for Found {
 #[must_use]
 pub fn count(backend: &str) -> usize {
     match backend {
+        _ if !BACKENDS.iter().any(|known| known.compiled && known.name == backend) => 0,
         // Both CPU backends use the whole machine and have nothing to count.
         "flex" | "ndarray" => 1,
         _ => gpu::devices(backend).len(),

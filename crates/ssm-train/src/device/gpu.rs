@@ -1,4 +1,4 @@
-//! What devices of CubeCL say of themselves.
+//! Devices of CubeCL: what there is, whether it opens, what it says of itself.
 
 #[cfg(any(feature = "vulkan", feature = "webgpu"))]
 use std::sync::OnceLock;

@@ -140,7 +140,12 @@ fn launch(lhs: CubeTensor, rhs: CubeTensor, out_dtype: DType) -> CubeTensor {
         match run(&kernel) {
             Ok(()) => {
                 if let Some(first) = reasons.first() {
-                    take_slow_path("linear", &out.client, "its next kernel", first.trim());
+                    take_slow_path(
+                        "linear",
+                        &out.client,
+                        "others of CubeK's kernels",
+                        first.trim(),
+                    );
                 }
                 return out;
             }
