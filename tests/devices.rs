@@ -13,6 +13,11 @@ fn card() -> Option<String> {
     Some(name.trim_end_matches(":cpu").to_owned())
 }
 
+/// Whether that is a processor that plays a card.
+fn is_played() -> bool {
+    std::env::var("SSM_TEST_DEVICE").is_ok_and(|name| name.ends_with(":cpu"))
+}
+
 /// Recorded by version 0.1.0. Another device adds up in another order, which changes the last digits;
 /// an operation, an initial value or an order of samples that changed is seen by far.
 #[test]
@@ -46,6 +51,18 @@ fn losses_are_the_recorded_ones() {
     }
 }
 
+/// In WGSL they are not kept; elsewhere another run may have compiled them.
+#[test]
+#[cfg(all(feature = "webgpu", not(feature = "vulkan")))]
+fn that_kernels_are_compiled_is_announced() {
+    let Some(card) = card() else { return };
+    let desk = Desk::new();
+    let steps = ["--set", "train.steps=20", "--set", "train.eval_every_steps=20"];
+    let ended = desk.trained("configs/lm/debug.toml", &[&steps[..], &["--device", &card]].concat());
+    let said = "compiling kernels, which this device does not keep: every start waits for them";
+    assert_eq!(ended.stderr.matches(said).count(), 1, "{}", ended.stderr);
+}
+
 /// Small models, as only short steps are replayed.
 #[test]
 fn steps_that_are_replayed_have_the_bits_of_launched_ones() {
@@ -53,7 +70,7 @@ fn steps_that_are_replayed_have_the_bits_of_launched_ones() {
     let language = ["model.d_model=8", "model.n_layer=1", "model.dropout=0.1"];
     replay(&card, "lm", &language);
     // As many launches take a processor too long.
-    if std::env::var("SSM_TEST_DEVICE") == Ok(card.clone()) {
+    if !is_played() {
         replay(&card, "forecasting", &["model.s_mamba.d_model=8", "model.s_mamba.d_ff=8"]);
     }
 }
