@@ -66,8 +66,18 @@ fn array(path: &Path, dataset: &Dataset, key: &str) -> Result<Array, Error> {
     if size.is_none_or(|size| size as u64 > largest) {
         return Err(too_large());
     }
+    // Not every way of reading names the data set.
+    let broken = |reason: HdfError| match reason.to_string() {
+        text if text.starts_with(key) => broken(path, &text),
+        text => broken(path, &format!("{key}: {text}")),
+    };
+    if kind == Kind::F32 {
+        // What features are in nearly always: chunks are read and unpacked by several threads, into place.
+        let values = dataset.read_array_parallel::<f32>().map_err(broken)?;
+        return Ok(Array { shape, values: values.into_raw_vec_and_offset().0 });
+    }
     // Native order is little-endian wherever this program runs; files of the other order are turned.
-    let bytes = dataset.read_native_bytes().map_err(|reason| broken(path, &reason.to_string()))?;
+    let bytes = dataset.read_native_bytes().map_err(broken)?;
     kind.array(shape, &bytes).map_err(|reason| refuse(path, format!("`{key}`: {reason}")))
 }
 
