@@ -6,11 +6,6 @@ use burn::{
 };
 
 use crate::{config::Optim, device::is_host, gradients::Accumulation, optim, task::Loss};
-#[cfg(feature = "cube")]
-use crate::{
-    recording::Recorder,
-    task::{Input, InputMapper},
-};
 
 /// What a device computed and the truth, by name.
 pub type Compared = (&'static str, Vec<f64>, Vec<f64>);
@@ -31,7 +26,7 @@ pub struct Check {
 pub const CHECKS: &[Check] = &[
     Check { op: "optimizer_step", shape: "35 parameters", bound: 1e-5, run: optimizer_step },
     #[cfg(feature = "cube")]
-    Check { op: "replayed_step", shape: "5 parameters", bound: 1e-6, run: replayed_step },
+    Check { op: "replayed_step", shape: "5 parameters", bound: 1e-6, run: replay::replayed_step },
 ];
 
 const LR: f64 = 1e-2;
@@ -117,6 +112,7 @@ fn optimizer_step(device: &Device) -> Vec<Compared> {
         let x = values(&lens, step as usize);
         let mut sum = Accumulation::new(1);
         sum.add(&model, loss(&model, &rows(&x, &device)));
+        // A panic is what whoever runs a check reports.
         let found = sum
             .finish(&model, Some(CLIP_NORM), is_host(&device))
             .unwrap_or_else(|error| panic!("the device: {error}"));
@@ -148,56 +144,63 @@ fn optimizer_step(device: &Device) -> Vec<Compared> {
 }
 
 #[cfg(feature = "cube")]
-#[derive(Clone)]
-struct Rows(Vec<Tensor<1>>);
+mod replay {
+    use burn::optim::GradientsParams;
 
-#[cfg(feature = "cube")]
-impl Input for Rows {
-    fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
-        Self(self.0.into_iter().map(|row| row.map_tensors(mapper)).collect())
+    use super::*;
+    use crate::{
+        recording::Recorder,
+        task::{Input, InputMapper},
+    };
+
+    #[derive(Clone)]
+    struct Rows(Vec<Tensor<1>>);
+
+    impl Input for Rows {
+        fn map_tensors<M: InputMapper>(self, mapper: &mut M) -> Self {
+            Self(self.0.into_iter().map(|row| row.map_tensors(mapper)).collect())
+        }
     }
-}
 
-/// Names of what [`replayed_step`] compares where a device replays steps.
-#[cfg(feature = "cube")]
-const REPLAYED: [&str; 2] = ["replayed loss", "replayed gradient"];
-
-/// Losses and gradients of steps that are recorded and replayed. Where a device does not, they are those of
-/// launched steps and are named so.
-#[cfg(feature = "cube")]
-fn replayed_step(device: &Device) -> Vec<Compared> {
-    let device = with_autodiff(device);
-    // Few, as only short steps are recorded.
-    let lens = [4, 8, 33, 34, 100];
-    let model = weights(&lens, &device);
-    let mut recorder = Recorder::new(true);
-    let [mut losses, mut true_losses, mut gradients, mut true_gradients] =
-        [(); 4].map(|()| Vec::new());
-    let mut n_replayed = 0;
-    // The first ones are launched one by one.
-    for step in 0..8 {
-        let x = values(&lens, step);
-        let input = Rows(rows(&x, &device));
-        let of = |weights: &Weights, Rows(x): Rows| loss(weights, &x);
-        let recorded = recorder.differentiate((&device, 0), &model, &input, of);
-        n_replayed += usize::from(recorded.is_some());
-        let (Loss { mean, .. }, grads) = recorded.unwrap_or_else(|| {
-            let Loss { mean, weight } = of(&model, input);
-            let value = Loss { mean: mean.clone().inner(), weight };
-            (value, burn::optim::GradientsParams::from_grads(mean.backward(), &model))
-        });
-        losses.extend(read([mean]));
-        let of_rows = values(&lens, 0).into_iter().zip(&x).map(|(w, x)| {
-            let products = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
-            products.sum::<f64>() / x.len() as f64
-        });
-        true_losses.push(of_rows.sum());
-        let get = |param: &Param<Tensor<1>>| grads.get::<1>(param.id);
-        gradients.extend(read(model.rows.iter().filter_map(get)));
-        true_gradients.extend(gradient(&x));
+    /// Losses and gradients of steps that are recorded and replayed. Where a device does not, they are those of
+    /// launched steps and are named so.
+    pub(super) fn replayed_step(device: &Device) -> Vec<Compared> {
+        let device = with_autodiff(device);
+        // Few, as only short steps are recorded.
+        let lens = [4, 8, 33, 34, 100];
+        let model = weights(&lens, &device);
+        let mut recorder = Recorder::new(true);
+        let [mut losses, mut true_losses, mut gradients, mut true_gradients] =
+            [(); 4].map(|()| Vec::new());
+        let mut n_replayed = 0;
+        // The first ones are launched one by one.
+        for step in 0..8 {
+            let x = values(&lens, step);
+            let input = Rows(rows(&x, &device));
+            let of = |weights: &Weights, Rows(x): Rows| loss(weights, &x);
+            let recorded = recorder.differentiate((&device, 0), &model, &input, of);
+            n_replayed += usize::from(recorded.is_some());
+            let (Loss { mean, .. }, grads) = recorded.unwrap_or_else(|| {
+                let Loss { mean, weight } = of(&model, input);
+                let value = Loss { mean: mean.clone().inner(), weight };
+                (value, GradientsParams::from_grads(mean.backward(), &model))
+            });
+            losses.extend(read([mean]));
+            let of_rows = values(&lens, 0).into_iter().zip(&x).map(|(w, x)| {
+                let products = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                products.sum::<f64>() / x.len() as f64
+            });
+            true_losses.push(of_rows.sum());
+            let get = |param: &Param<Tensor<1>>| grads.get::<1>(param.id);
+            gradients.extend(read(model.rows.iter().filter_map(get)));
+            true_gradients.extend(gradient(&x));
+        }
+        let names = match n_replayed {
+            0 => ["launched loss", "launched gradient"],
+            _ => ["replayed loss", "replayed gradient"],
+        };
+        vec![(names[0], losses, true_losses), (names[1], gradients, true_gradients)]
     }
-    let names = if n_replayed > 0 { REPLAYED } else { ["launched loss", "launched gradient"] };
-    vec![(names[0], losses, true_losses), (names[1], gradients, true_gradients)]
 }
 
 #[cfg(test)]

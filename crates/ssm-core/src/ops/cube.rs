@@ -32,7 +32,7 @@ const UNITS: usize = 64;
 const SUM_UNITS: usize = 256;
 
 /// Most cubes along one axis that every device takes.
-const MAX_CUBES: usize = 65_535;
+pub(super) const MAX_CUBES: usize = 65_535;
 
 /// A contiguous tensor that nothing has written yet, on the device of `like`.
 pub(super) fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {

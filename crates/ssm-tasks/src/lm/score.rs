@@ -93,21 +93,10 @@ impl Scores {
             let places = targets.places(part.batch * part.seq_len, &device);
             let hidden = loss::at_targets(hidden, places);
             let parts = targets.tokens.chunks(rows_at_once);
-            for (i, (tokens, places)) in parts.zip(targets.places.chunks(rows_at_once)).enumerate()
-            {
+            let parts = parts.zip(targets.places.chunks(rows_at_once)).enumerate();
+            for (i, (tokens, places)) in parts {
                 let hidden = hidden.clone().narrow(0, i * rows_at_once, tokens.len());
-                let logits = model.head(hidden);
-                let said: Tensor<1, Int> = logits.clone().argmax(1).squeeze_dim(1);
-                let failed = |reason: String| Error::Device {
-                    device: format!("{device:?}"),
-                    message: reason,
-                    hint: Some("lower `train.eval_batch_size` if memory ran out".to_owned()),
-                };
-                let nats: Vec<f32> = loss::cross_entropy(logits, tokens)
-                    .try_into_vec_as()
-                    .map_err(|reason| failed(reason.to_string()))?;
-                let said: Vec<i64> =
-                    said.try_into_vec_as().map_err(|reason| failed(reason.to_string()))?;
+                let (nats, said) = says(model, hidden, tokens)?;
                 self.nats += nats.iter().map(|nats| f64::from(*nats)).sum::<f64>();
                 self.n_targets += nats.len() as u64;
                 for ((said, target), place) in said.iter().zip(tokens).zip(places) {
@@ -146,6 +135,27 @@ impl Scores {
         }
         Ok(())
     }
+}
+
+/// What a model says of targets: the loss of each in nats, and the token that it finds most likely. `hidden`:
+/// `[n, d_model]`, a row for each of them.
+fn says(
+    model: &MambaLm,
+    hidden: Tensor<2>,
+    targets: &[i32],
+) -> Result<(Vec<f32>, Vec<i64>), Error> {
+    let device = hidden.device();
+    let logits = model.head(hidden);
+    let said: Tensor<1, Int> = logits.clone().argmax(1).squeeze_dim(1);
+    let failed = |reason: String| Error::Device {
+        device: format!("{device:?}"),
+        message: reason,
+        hint: Some("lower `train.eval_batch_size` if memory ran out".to_owned()),
+    };
+    let nats = loss::cross_entropy(logits, targets).try_into_vec_as();
+    let nats = nats.map_err(|reason| failed(reason.to_string()))?;
+    let said = said.try_into_vec_as().map_err(|reason| failed(reason.to_string()))?;
+    Ok((nats, said))
 }
 
 /// Scores a split; of a made-up task at the length that is trained, or at another one.

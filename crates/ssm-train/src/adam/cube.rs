@@ -63,8 +63,7 @@ fn launch_all(mut waiting: Vec<Waiting>) {
     while let Some(first) = waiting.first() {
         let (factors, size) = (first.factors, vector(first));
         let alike = |step: &Waiting| step.factors == factors && vector(step) == size;
-        let (alike, others) = waiting.into_iter().partition(alike);
-        let alike: Vec<Waiting> = alike;
+        let (alike, others): (Vec<_>, Vec<_>) = waiting.into_iter().partition(alike);
         let mut steps: Vec<_> = alike.into_iter().map(|step| step.tensors).collect();
         for launch in MultiTensorLaunch::launches(&mut steps) {
             let (count, dim) = launch.grid();

@@ -110,14 +110,15 @@ fn parts(rows: usize, tiles: usize) -> usize {
 
 /// The product of the last two axes.
 fn launch(lhs: CubeTensor, rhs: CubeTensor, out_dtype: DType) -> CubeTensor {
-    if squares::is_faster(&lhs, &rhs) {
-        return squares::product(lhs, rhs, out_dtype);
-    }
     let mut shape = lhs.shape().to_vec();
     if let (Some(to), Some(from)) = (shape.last_mut(), rhs.shape().to_vec().last()) {
         *to = *from;
     }
     let out = empty(&lhs, Shape::from(shape), out_dtype);
+    if squares::is_faster(&lhs, &rhs) {
+        squares::product(lhs, rhs, &out);
+        return out;
+    }
     let run = |kernel: &Strategy| -> Result<(), MatmulSetupError> {
         let [lhs_type, rhs_type, out_type] =
             [lhs.dtype, rhs.dtype, out_dtype].map(dtype_to_storage_type);

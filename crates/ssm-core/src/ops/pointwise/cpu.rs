@@ -89,6 +89,7 @@ fn dropped<B: HostBackend>(
     options: Dropout,
 ) -> FloatTensor<B> {
     let like = x.clone();
+    // What a processor holds is at hand.
     let seed = read_sync(B::int_into_data(seed)).expect("host data");
     let mut words = seed.iter::<i64>().map(|word| word as u32);
     let seed = [(); 2].map(|()| words.next().unwrap_or_default());

@@ -2,15 +2,12 @@
 
 #[cfg(any(feature = "vulkan", feature = "webgpu"))]
 use burn::backend::{CubeDevice, WgpuDeviceKind};
-use burn::{
-    backend::TensorMetadata,
-    tensor::{DType, Shape},
-};
+use burn::{backend::TensorMetadata, tensor::DType};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::{CubeCount, CubeDim};
 
 use super::kernel::{self, Form, LayoutLaunch, OWN, UNITS};
-use crate::ops::cube::{elem, empty, take_slow_path};
+use crate::ops::cube::{MAX_CUBES, elem, take_slow_path};
 
 /// Squares of 64 numbers from which they are taken, and not those of 32: enough for each processor of a large
 /// device.
@@ -21,9 +18,6 @@ const MOST_SQUARES: usize = 4096;
 
 /// Most groups of units.
 const MOST_GROUPS: usize = 4;
-
-/// Most cubes along an axis that every device takes.
-const MOST_CUBES: usize = 65_535;
 
 /// A product of one or of several pairs of matrices.
 struct Sizes {
@@ -75,7 +69,7 @@ pub(in crate::ops::linear) fn is_faster(lhs: &CubeTensor, rhs: &CubeTensor) -> b
         && axes[0] <= 3
         && sizes.terms > 0
         && sizes.large_squares() <= MOST_SQUARES
-        && cubes.into_iter().all(|cubes| (1..=MOST_CUBES).contains(&cubes));
+        && cubes.into_iter().all(|cubes| (1..=MAX_CUBES).contains(&cubes));
     if is_one && !compiles(lhs) {
         let why = "its compiler does not end on those by squares";
         take_slow_path("linear", &lhs.client, "CubeK's kernels", why);
@@ -84,19 +78,10 @@ pub(in crate::ops::linear) fn is_faster(lhs: &CubeTensor, rhs: &CubeTensor) -> b
     is_one
 }
 
-/// `lhs * rhs` in `dtype`, summed in f32.
-pub(in crate::ops::linear) fn product(
-    lhs: CubeTensor,
-    rhs: CubeTensor,
-    dtype: DType,
-) -> CubeTensor {
+/// Writes `lhs * rhs`, summed in f32, to `out`, which is in row-major order.
+pub(in crate::ops::linear) fn product(lhs: CubeTensor, rhs: CubeTensor, out: &CubeTensor) {
     let sizes = Sizes::of(&lhs, &rhs);
     let own = if sizes.large_squares() >= ENOUGH_SQUARES { 2 } else { 1 };
-    let mut shape = lhs.shape().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = sizes.n;
-    }
-    let out = empty(&lhs, Shape::from(shape), dtype);
     let (of_lhs, of_rhs) = (layout(&lhs, false), layout(&rhs, true));
     let by_terms = [of_lhs, of_rhs].map(|[_, line, term]| term <= line);
     let alone = Form { own, groups: 1, by_terms };
@@ -110,7 +95,7 @@ pub(in crate::ops::linear) fn product(
     let [across, down] = sizes.squares(own);
     let count = CubeCount::Static(across as u32, down as u32, sizes.matrices as u32);
     let dim = CubeDim::new_1d((UNITS * groups) as u32);
-    let dtypes = [elem(&lhs), elem(&out)];
+    let dtypes = [elem(&lhs), elem(out)];
     let of = |lines: usize, [matrix, line, term]: [usize; 3]| {
         LayoutLaunch::new(lines, matrix, line, term)
     };
@@ -132,7 +117,6 @@ pub(in crate::ops::linear) fn product(
             dtypes,
         );
     }
-    out
 }
 
 /// Elements from a matrix, a line and a term to the next; terms are the rows of the right operand.
